@@ -43,6 +43,8 @@ OUTPUT = b"o"
 """The task's stdout and stderr before the frame of its result or exception: two lengths of four bytes, and both."""
 OUTPUT_WANTED = b"\n\t \n\t "
 """Follows a call's arguments where the caller takes an OUTPUT frame. Readers of pickles and of JSON pass over it."""
+LIVE_OUTPUT_WANTED = b"\n\n\t\t" + OUTPUT_WANTED
+"""Follows them where the caller takes it while the task runs, too. Workers that only know the other one see that."""
 _HEADER_BYTES, _LENGTH_BYTES = 8, 4
 
 PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"

@@ -10,7 +10,6 @@ import itertools
 import logging
 import marshal
 import os
-import sys
 import threading
 import time
 import types
@@ -36,7 +35,6 @@ from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
 from mep_wire.errors import MepError, NotConfigured, PayloadTooLarge
 from mep_wire.ids import canonical_json, uuid7
-from mep_wire.text import printable_lines
 from mep_wire.user_values import check_characters
 
 if TYPE_CHECKING:
@@ -54,6 +52,7 @@ _A = TypeVar("_A")
 
 LOST_RELAY_TIMEOUT_S = 300.0
 _EXIT_FLUSH_S = 10.0
+_EXIT_PRINT_S = 1.0
 
 
 class _Known:
@@ -143,7 +142,8 @@ class Executor(concurrent.futures.Executor):
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
         Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
-        `stream_output` prints a task's output here when its result arrives. Raises what Client raises, and ValueError.
+        `stream_output` prints a task's output here as it comes, and a ShellFunction's command's too. Raises what Client
+        raises, and ValueError.
         """
         _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
@@ -457,6 +457,7 @@ class Executor(concurrent.futures.Executor):
         return super().__exit__(exc_type, exc_val, exc_tb)
 
     def _flush_at_exit(self, timeout_s: float) -> None:
+        self._session.finish_printing(min(_EXIT_PRINT_S, timeout_s))
         if not self._session.unfinished():
             return
         sent = self._session.flush(timeout_s)
@@ -480,7 +481,8 @@ class Executor(concurrent.futures.Executor):
             self._options(),
         )
         as_json, ways = self._serializer.as_json, self._result_ways
-        dump = functools.partial(checked_payload, name=name, as_json=as_json, result_ways=ways)
+        live = bool(self.stream_output)
+        dump = functools.partial(checked_payload, name=name, as_json=as_json, result_ways=ways, live_output=live)
         try:
             payload = dump(args, kwargs, explain=False)
         except ArgumentsUnserializable:
@@ -490,17 +492,15 @@ class Executor(concurrent.futures.Executor):
             if not waits_for:
                 dump(args, kwargs)  # and say which part it is
                 raise
-            future = self._session.submit(target, function, None)
+            future = self._session.submit(target, function, None, live=live)
             send = functools.partial(self._send_when_ended, future, target, function, dump, args, kwargs, waits_for)
             _after_all(waits_for, send)
         else:
-            future = self._session.submit(target, function, payload)
+            future = self._session.submit(target, function, payload, live=live)
         future.function_name = name
         self.task_count_submitted += 1
         if self._progress is not None:
             self._progress.submitted(future)
-        if self.stream_output:
-            future.add_done_callback(_print_output)
         return future
 
     def _send_when_ended(
@@ -577,16 +577,6 @@ def _progress(wanted: Any) -> Progress | None:
     from mep_sdk.progress import Progress  # only those who want a bar need it
 
     return Progress(wanted)
-
-
-def _print_output(future: concurrent.futures.Future[Any]) -> None:
-    """Print what a task printed, as it stands there but for control characters."""
-    for name in ("stdout", "stderr"):
-        text = getattr(future, name)
-        if text:
-            stream = getattr(sys, name)
-            stream.write(printable_lines(text) + ("" if text.endswith("\n") else "\n"))
-            stream.flush()
 
 
 def _caused(error: MepError, cause: BaseException | None) -> MepError:

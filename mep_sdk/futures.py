@@ -17,6 +17,9 @@ from mep_sdk.foreign_code import attempt, failure_text, type_name
 from mep_wire.text import printable, printable_lines
 from mep_wire.waits import Wait
 
+if TYPE_CHECKING:
+    from mep_sdk.live_output import LiveText
+
 log = logging.getLogger("mep_sdk")
 
 
@@ -76,9 +79,12 @@ class TaskFuture(Future[_T]):
     """The relay's last word on where the task is, such as `waiting-for-ep` or `running`; empty before it is asked."""
     stdout = ""
     """What the task printed, once it has ended: by Python's own streams, the last 64 kB. The function's print() and
-    logging, for example, but not the output of programs that it ran."""
+    logging, for example, but not the output of programs that it ran. With the executor's `stream_output` it has what
+    came so far while the task runs, and the output of a ShellFunction's command too."""
     stderr = ""
     """The same of sys.stderr."""
+    live: LiveText | None = None
+    """What came while it runs, where that is wanted. For the session alone."""
     _wait = Wait("", "")
     _calling_back = False
     """Whether a thread is in `call_callbacks`."""

@@ -177,9 +177,10 @@ class ResultStream:
         for each in (self._socket, self._awake):
             self._selector.register(each, selectors.EVENT_READ)
 
-    def subscribe(self, task_group_id: str, cursor: int) -> None:
-        """Ask for the group's endings after `cursor`. Raises OSError."""
-        self._protocol.send_binary(msgspec.msgpack.encode(api.Subscribe(task_group_id=task_group_id, cursor=cursor)))
+    def subscribe(self, task_group_id: str, cursor: int, *, output: bool = False) -> None:
+        """Ask for the group's endings after `cursor`, and for what its tasks print with `output`. Raises OSError."""
+        wanted = api.Subscribe(task_group_id=task_group_id, cursor=cursor, output=output)
+        self._protocol.send_binary(msgspec.msgpack.encode(wanted))
         self._flush()
 
     def receive(self) -> list[api.StreamFrame]:
@@ -279,15 +280,18 @@ class ResultListener(threading.Thread):
         deliver: Callable[[list[api.StreamedResult]], None],
         refused: Callable[[str, MepError], None],
         back: Callable[[], None] | None = None,
+        printed: Callable[[list[api.StreamedOutput]], None] | None = None,
     ) -> None:
-        """`back` is called whenever the stream is up again after a break."""
+        """`back` is called whenever the stream is up again after a break; `printed` with what running tasks print,
+        after `want_output`."""
         super().__init__(name=f"mep-results-{task_group_id[:8]}", daemon=True)
         self.task_group_id = task_group_id
         self._settings, self._deliver, self._refused = settings, deliver, refused
         self._cursor = 0
         self._change = threading.Condition()
         self._known = self._stopping = self._rewind = self._broken = False
-        self._back = back
+        self._back, self._printed = back, printed
+        self._wants_output = self._again = False
         self._stream: ResultStream | None = None
         self._down_since: float | None = None
 
@@ -297,6 +301,15 @@ class ResultListener(threading.Thread):
             with self._change:
                 self._known = True
                 self._change.notify_all()
+
+    def want_output(self) -> None:
+        """Ask for what the group's tasks print, from now on."""
+        if self._wants_output:
+            return
+        with self._change:
+            self._wants_output = self._again = True
+            if self._stream is not None:
+                self._stream.wake()
 
     def replay(self) -> None:
         """Stream again from the group's first ending."""
@@ -347,7 +360,8 @@ class ResultListener(threading.Thread):
             # The first connection is made while the first submission is on its way, to save its time.
             if not self._await_group(_KEEP_UNUSED_S):
                 return
-            stream.subscribe(self.task_group_id, self._cursor)
+            self._again = False
+            stream.subscribe(self.task_group_id, self._cursor, output=self._wants_output)
             self._up(backoff)
             self._follow(stream)
         finally:
@@ -366,9 +380,15 @@ class ResultListener(threading.Thread):
             if self._rewind:
                 self._rewind, self._cursor = False, 0
                 return  # and come back with a new subscription
+            if self._again:
+                return
             for frame in stream.receive():
                 if isinstance(frame, api.StreamRefused):
                     raise stream.refusal(frame)
+                if isinstance(frame, api.StreamOutput):
+                    if self._printed is not None:
+                        self._printed(frame.output)
+                    continue
                 self._deliver(frame.results)
                 self._cursor = frame.cursor
 

@@ -29,6 +29,7 @@ __all__ = [
     "serialize_exception",
     "serialize_function",
     "serialize_result",
+    "wants_live_output",
     "wants_output",
 ]
 
@@ -43,14 +44,18 @@ def serialize_arguments(
     result_ways: Sequence[str] = (),
     explain: bool = True,
     wants_output: bool = False,
+    live_output: bool = False,
 ) -> bytes:
     """Return the bytes of one call's arguments. Raises ArgumentsUnserializable.
 
     `result_ways`: how the result may be sent, to be tried in this order (see strategies). `explain` looks for the part
     that does not pickle, which takes up to a second. `wants_output`: the caller takes results of `with_output`.
+    `live_output`: and what the task prints while it runs.
     """
     try:
         call, tail = (args, dict(kwargs)), encoding.OUTPUT_WANTED if wants_output else b""
+        if live_output:
+            tail = encoding.LIVE_OUTPUT_WANTED
         if as_json:
             data = encoding.dumps_json(call, tail)
         else:
@@ -103,6 +108,11 @@ def result_ways_of(arguments: bytes) -> list[str]:
 def wants_output(arguments: bytes) -> bool:
     """Return whether the caller takes what the task prints with its result."""
     return arguments.endswith(encoding.OUTPUT_WANTED)
+
+
+def wants_live_output(arguments: bytes) -> bool:
+    """Return whether the caller takes what the task prints while it runs."""
+    return arguments.endswith(encoding.LIVE_OUTPUT_WANTED)
 
 
 def load_result(data: bytes) -> Any:

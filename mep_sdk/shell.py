@@ -6,21 +6,26 @@ Only the command line and a few settings travel; they are run by this module in 
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import os
 import signal
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
+from mep_sdk import task_output
 from mep_sdk.errors import MpiUnavailable
 
 TIMED_OUT = 124
 """The return code of a command that ran past its walltime, as timeout(1) has it."""
 _GRACE_S = 5.0
+_FOLLOW_S = 0.2
+"""How often the output of a command is looked at whose person wants to see it while it runs."""
 _MAX_ARGUMENT_BYTES = 100_000
 _SHOWN_CHARS, _SHOWN_LINES = 1024, 10
 _MAX_SNIPPET_BYTES = 4 * 1024 * 1024
@@ -125,6 +130,7 @@ class ShellFunction:
             _input(self.stdin) as stdin,
             _script(command) as (arguments, descriptors),
         ):
+            followed = _followed([stdout, stderr])
             process = subprocess.Popen(
                 ["/bin/bash", *arguments],
                 stdin=stdin,
@@ -133,7 +139,7 @@ class ShellFunction:
                 pass_fds=descriptors,
                 start_new_session=True,  # so that all that it starts can be ended together
             )
-            returncode, exception_name = _wait(process, self.walltime)
+            returncode, exception_name = _wait(process, self.walltime, followed)
             lines = self.snippet_lines
             result = ShellResult(command, _tail(stdout, lines), _tail(stderr, lines), returncode, exception_name)
             return cast("ShellResult", dict(vars(result))) if self.return_dict else result
@@ -223,12 +229,57 @@ def _output(name: str | None) -> IO[bytes]:
     return path.open("a+b")
 
 
-def _wait(process: subprocess.Popen[bytes], walltime: float | None) -> tuple[int, str | None]:
+class _Followed:
+    """A file that a command writes to, whose new end is the task's output while it runs."""
+
+    def __init__(self, stream: int, file: IO[bytes]) -> None:
+        self._stream, self._descriptor = stream, file.fileno()
+        self._at = os.fstat(self._descriptor).st_size  # what was there before is not the task's
+
+    def read(self) -> None:
+        """Take in the part that is new since last time: its end where it is much."""
+        size = os.fstat(self._descriptor).st_size
+        if size < self._at:  # the command has cut it
+            self._at = size
+        skipped = max(0, size - self._at - task_output.MOST_BYTES)
+        data = os.pread(self._descriptor, task_output.MOST_BYTES, self._at + skipped)
+        self._at += skipped + len(data)
+        if data:
+            task_output.add(self._stream, data, skipped)
+
+
+def _followed(files: list[IO[bytes]]) -> list[_Followed]:
+    """Return what to follow while the command runs: nothing where its person does not want to see it then."""
+    if not task_output.is_live():
+        return []
+    same = os.path.samestat(*(os.fstat(file.fileno()) for file in files))
+    return [_Followed(stream, file) for stream, file in enumerate(files[: 1 if same else 2])]
+
+
+def _ended(process: subprocess.Popen[bytes], walltime: float | None, followed: list[_Followed]) -> int:
+    """Return the return code. Raises TimeoutExpired after `walltime` seconds."""
+    if not followed:
+        return process.wait(walltime)
+    ends = math.inf if walltime is None else time.monotonic() + walltime
+    while True:
+        try:
+            return process.wait(max(0.0, min(_FOLLOW_S, ends - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            if time.monotonic() >= ends:
+                raise
+        finally:
+            for each in followed:
+                each.read()
+
+
+def _wait(
+    process: subprocess.Popen[bytes], walltime: float | None, followed: list[_Followed]
+) -> tuple[int, str | None]:
     """Return the return code, and the name of the failure."""
     with contextlib.ExitStack() as unless_ended:
         unless_ended.callback(_end, process)  # also where the worker is told to stop: it must not outlive the task
         try:
-            returncode = process.wait(walltime)
+            returncode = _ended(process, walltime, followed)
         except subprocess.TimeoutExpired:
             return TIMED_OUT, "subprocess.TimeoutExpired"
         unless_ended.pop_all()

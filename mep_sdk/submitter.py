@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import InvalidStateError
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -38,6 +38,9 @@ from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.text import printable
 from mep_wire.waits import USUAL, Wait, WaitCode, wait
+
+if TYPE_CHECKING:
+    from mep_sdk.live_output import LiveText, Printer
 
 log = logging.getLogger("mep_sdk")
 
@@ -141,6 +144,7 @@ class Submitter:
         self._sender: threading.Thread | None = None
         self._recheck: StatusPoller | None = None
         self._callbacks, self._loaders = CallbackThreads(), CallbackThreads("mep-loads", _MOST_LOADS)
+        self._printer: Printer | None = None
         self._warned: set[tuple[str, str]] = set()
         self._sending_fails: Wait | None = None
         self._looking_fails: Wait | None = None
@@ -154,12 +158,16 @@ class Submitter:
 
     # --- taking tasks -----------------------------------------------------------------------------------
 
-    def submit(self, target: Target, function: Function, payload: bytes | None) -> TaskFuture[Any]:
-        """Queue a task; without a payload it waits for `supply`. Raises RuntimeError after shutdown, and ForkedExecutor
-        in a forked child."""
+    def submit(
+        self, target: Target, function: Function, payload: bytes | None, *, live: bool = False
+    ) -> TaskFuture[Any]:
+        """Queue a task; without a payload it waits for `supply`. `live`: print its output as it comes. Raises
+        RuntimeError after shutdown, and ForkedExecutor in a forked child."""
         self.check_process()
         future: TaskFuture[Any] = TaskFuture(new_task_id(), target.task_group_id, self)
         future.endpoint_id = target.endpoint_id
+        if live:
+            future.live = self._live_text()
         with self._change:
             if self._stopping:
                 raise RuntimeError("cannot schedule new futures after shutdown")
@@ -167,7 +175,9 @@ class Submitter:
                 sender = threading.Thread(target=self._send_forever, name="mep-sender", daemon=True)
                 sender.start()  # and where no thread can be started, there is no task either
                 self._sender = sender
-            self._listen(target.task_group_id)
+            listener = self._listen(target.task_group_id)
+            if live:
+                listener.want_output()
             self._began = self._began or time.monotonic()
             self._pending[future.task_id] = future
             self._unsent.add(future.task_id)
@@ -237,7 +247,12 @@ class Submitter:
                 recheck.start()
                 self._recheck = recheck
             listener = ResultListener(
-                self.client.settings, task_group_id, self._deliver, self._group_refused, self._recheck.soon
+                self.client.settings,
+                task_group_id,
+                self._deliver,
+                self._group_refused,
+                self._recheck.soon,
+                self._printed,
             )
             listener.start()
             self._listeners[task_group_id] = listener
@@ -353,9 +368,44 @@ class Submitter:
         """Resolve a future with a result, and with what the task printed."""
         if result.payload[3:4] == OUTPUT:
             future.stdout, future.stderr = output_of(result.payload)
+            if future.live is not None:
+                self._show(future, future.live.rest(result.payload))
         self._resolve(future, *_settle(result))
 
+    def _live_text(self) -> LiveText:
+        from mep_sdk.live_output import LiveText, Printer  # most scripts show nothing
+
+        if self._printer is None:
+            self._printer = Printer()
+        return LiveText()
+
+    def _printed(self, pieces: list[api.StreamedOutput]) -> None:
+        """Show the output of running tasks."""
+        for piece in pieces:
+            with self._change:
+                future = self._pending.get(piece.task_id)
+            if future is None or future.live is None:
+                continue
+            text = future.live.take(piece)
+            future.stdout, future.stderr = future.live.texts
+            self._show(future, ("", text) if piece.stream else (text, ""))
+
+    def _show(self, future: TaskFuture[Any], texts: tuple[str, str]) -> None:
+        for stream, text in enumerate(texts):
+            if text and self._printer is not None:
+                self._printer.put(future.task_id, stream, text)
+
+    def finish_printing(self, timeout_s: float | None = None) -> None:
+        """Wait until all output that came is printed."""
+        if self._printer is not None and self._pid == os.getpid():
+            self._printer.wait(timeout_s)
+
+    def _ends_line(self, future: TaskFuture[Any]) -> None:
+        if future.live is not None and self._printer is not None:
+            self._printer.put(future.task_id, 0, "")
+
     def _resolve(self, future: TaskFuture[Any], value: Any, failure: Exception | None) -> None:
+        self._ends_line(future)
         log.debug("task %s has %s", future.task_id, "succeeded" if failure is None else "failed")
         with self._change:
             self._ended["succeeded" if failure is None else "failed"] += 1
@@ -578,6 +628,7 @@ class Submitter:
 
     def _cancelled(self, future: TaskFuture[Any]) -> bool:
         log.debug("task %s is cancelled", future.task_id)
+        self._ends_line(future)
         self._ended["cancelled"] += 1
         return future.mark_cancelled()
 
@@ -622,6 +673,7 @@ class Submitter:
             if thread is not None and thread is not threading.current_thread():
                 thread.join(_JOIN_S)  # it may be connecting to a relay that does not answer, and is a daemon
         self._callbacks.wait()
+        self.finish_printing()
 
     def flush(self, timeout_s: float | None) -> bool:
         """Wait until everything queued is sent; return whether it is. Without a timeout this ends once nothing has been

@@ -1,7 +1,8 @@
 """Keeps a task's printed output for its person: Python's own streams write to the worker's log as always, and here.
 
 The end of each stream is kept, up to MOST_BYTES. Output of other programs and of C libraries goes to the log alone.
-Workers that run one task at a time install it; the task runner then asks for each task's output.
+Workers that run one task at a time install it; the task runner then asks for each task's output. While a task runs
+whose person wants to see it live, all of it is also passed to a `Copy`, with the output of a ShellFunction's command.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from mep_sdk.foreign_code import attempt
@@ -17,6 +19,9 @@ MOST_BYTES = 64 * 1024
 """How much of each stream comes back: its end."""
 _NOTE_BYTES = 96
 """What the note of a cut takes at most."""
+Copy = Callable[[int, bytes | memoryview, int], object]
+"""Takes output: 0 for stdout or 1 for stderr, the data, and how many bytes before it were left out."""
+_copy: Copy | None = None
 
 
 class _Tee(io.RawIOBase):
@@ -39,11 +44,19 @@ class _Tee(io.RawIOBase):
     def write(self, data: Any, /) -> int:
         count = os.write(self._descriptor, data)
         if self.keeps:
-            self.kept += memoryview(data)[:count]
-            self.written += count
-            if len(self.kept) > 2 * MOST_BYTES:
-                del self.kept[:-MOST_BYTES]
+            self.take_in(memoryview(data)[:count])
         return count
+
+    def take_in(self, data: bytes | memoryview, skipped: int = 0) -> None:
+        """Keep the end of `data`, which `skipped` bytes came before."""
+        if skipped:
+            self.kept.clear()
+        self.kept += data
+        self.written += skipped + len(data)
+        if len(self.kept) > 2 * MOST_BYTES:
+            del self.kept[:-MOST_BYTES]
+        if _copy is not None:
+            _copy(self._descriptor - 1, data, skipped)
 
     def take(self, most: int) -> bytes:
         """Return the kept end, of `most` bytes at most, and how much came before it; forget it."""
@@ -69,6 +82,23 @@ def install() -> None:
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)
             _kept.append((made, tee))
+
+
+def copy_to(copy: Copy | None) -> None:
+    """Pass on all output from now on, to None no more. `copy` raises nothing."""
+    global _copy
+    _copy = copy
+
+
+def is_live() -> bool:
+    """Return whether the running task's output is passed on while it runs."""
+    return _copy is not None and any(tee.keeps for _, tee in _kept)
+
+
+def add(stream: int, data: bytes, skipped: int = 0) -> None:
+    """Take in output of a program that the task has started: 0 for its stdout, 1 for its stderr."""
+    if stream < len(_kept) and _kept[stream][1].keeps:
+        _kept[stream][1].take_in(data, skipped)
 
 
 def begin() -> bool:

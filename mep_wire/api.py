@@ -289,6 +289,8 @@ class Subscribe(msgspec.Struct, kw_only=True, tag=True):
 
     task_group_id: str
     cursor: int = 0
+    output: bool = False
+    """Whether StreamOutput is wanted too. A relay of a version before has none to send."""
 
 
 class StreamedResult(msgspec.Struct, frozen=True, array_like=True):
@@ -310,6 +312,22 @@ class StreamBatch(msgspec.Struct, kw_only=True, tag=True):
     results: list[StreamedResult]
 
 
+class StreamedOutput(msgspec.Struct, frozen=True, array_like=True):
+    """Output of a running task: see mep_wire.messages.PrintedItem."""
+
+    task_id: str
+    attempt: int
+    stream: int
+    position: int
+    data: bytes
+
+
+class StreamOutput(msgspec.Struct, kw_only=True, tag=True):
+    """Relay to client, where it is wanted: some tasks have printed. Nothing repeats it."""
+
+    output: list[StreamedOutput]
+
+
 class StreamRefused(msgspec.Struct, kw_only=True, tag=True):
     """Relay to client, before it closes the stream: why."""
 
@@ -317,7 +335,7 @@ class StreamRefused(msgspec.Struct, kw_only=True, tag=True):
     text: str
 
 
-StreamFrame = StreamBatch | StreamRefused
+StreamFrame = StreamBatch | StreamOutput | StreamRefused
 """Everything that the relay may send on the result stream (liveness is WebSocket's own ping)."""
 
 build_struct_info(__name__)

@@ -246,6 +246,8 @@ class UepWelcome(_Msg, frozen=True):
 
     heartbeat_s: float
     max_result_bytes: int
+    takes_output: bool = False
+    """Whether it takes Printed. A relay of the version before would close the link."""
 
 
 class Credit(_Msg, frozen=True):
@@ -323,6 +325,25 @@ class ResultItem(msgspec.Struct, frozen=True, array_like=True):
     job_id: str = ""
 
 
+class PrintedItem(msgspec.Struct, frozen=True, array_like=True):
+    """Output of a running task: `stream` 0 is its stdout, 1 its stderr. `position`: how many bytes came before
+    it in that stream, of which some may have been left out. `attempt` is the task's, and begins at 0 again."""
+
+    row: int
+    task_id: str
+    attempt: int
+    stream: int
+    position: int
+    data: bytes
+
+
+class Printed(_Msg, frozen=True):
+    """User endpoint to relay: pass this on to those who look at it, if any. Nothing repeats it: a loss is seen as a gap
+    of positions, and the task's result brings the end of its output. Only to a relay that takes it."""
+
+    items: list[PrintedItem]
+
+
 class Results(_Msg, frozen=True):
     """User endpoint to relay: these ended. Repeated after a reconnect until ResultsDurable names them."""
 
@@ -393,6 +414,7 @@ ToRelay = (
     | UepHello
     | Credit
     | Started
+    | Printed
     | Results
     | Returned
     | Lost

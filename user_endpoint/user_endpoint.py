@@ -30,7 +30,15 @@ from user_endpoint.bounded_log import BoundedLog
 from user_endpoint.credit import MAX_HELD_BYTES, CreditLedger, Ledger
 from user_endpoint.deadlines import RunningDeadlines
 from user_endpoint.descriptors import Headroom
-from user_endpoint.engines.base import Engine, EngineOver, EngineTask, TaskReturned, TaskStarted
+from user_endpoint.engines.base import (
+    OUTPUT_EVERY_S,
+    Engine,
+    EngineOver,
+    EngineTask,
+    TaskOutput,
+    TaskReturned,
+    TaskStarted,
+)
 from user_endpoint.figures_page import FiguresPage
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import Reporter, StartFailure
@@ -56,6 +64,8 @@ _LEVELS: Final = {
     TaskFailed.code: "INFO", TaskCancelled.code: "INFO", TaskExpired.code: "INFO", EngineFailed.code: "ERROR"
 }  # fmt: skip
 """Log levels of ends by code: the first three say nothing against the endpoint. Others are warnings."""
+OUTPUT_BYTES: Final = 256 * 1024
+"""The most of what tasks print that is sent in OUTPUT_EVERY_S; the rest is left out."""
 GATHER_S: Final = 0.001
 """While this many tasks are held, results are sent at most once in this time. A lone result is sent at once."""
 
@@ -107,6 +117,7 @@ class UserEndpoint:
         self._returned: list[int] = []
         self._results: list[messages.ResultItem] = []
         self._flushed_at = -GATHER_S
+        self._takes_output, self._printed_bytes, self._printed_since = False, 0, 0.0
 
     # --- the relay ------------------------------------------------------------------------------------
 
@@ -163,7 +174,7 @@ class UserEndpoint:
 
     def _welcomed(self, welcome: messages.UepWelcome) -> None:
         self._enrolled = True
-        self._max_result_bytes = welcome.max_result_bytes
+        self._max_result_bytes, self._takes_output = welcome.max_result_bytes, welcome.takes_output
         self._log.info("joined the relay", held=len(self._ledger), spooled=len(self._spool))
         self._resending = in_batches(self._spool.unconfirmed())
         for _ in range(RESEND_BATCHES):
@@ -263,20 +274,36 @@ class UserEndpoint:
     def collect(self) -> bool:
         """Handle the engine's events; return whether there were any."""
         events = self._engine.collect()
+        printed: list[messages.PrintedItem] = []
         for event in events:
             if isinstance(event, messages.ResultItem):
                 self._finish(event)
             elif isinstance(event, TaskStarted):
                 self._begun[event.row] = self._started[event.row] = (event.block_id, event.job_id)
+            elif isinstance(event, TaskOutput):
+                printed += self._to_tell(event)
             elif isinstance(event, TaskReturned) and self._ledger.release(event.row):
                 self._deadlines.forget(event.row)
                 self._forget_start(event.row)
                 self._returned.append(event.row)
             elif isinstance(event, EngineOver):
                 self.stop(event.code, event.text, grace_s=0.0)
+        if printed:
+            self._send(messages.Printed(items=printed))  # before the results of this turn
         if events:
             self._idle.moved(self._clock())
         return bool(events)
+
+    def _to_tell(self, output: TaskOutput) -> list[messages.PrintedItem]:
+        """Return a running task's output for the relay: nothing where it takes none, or there is too much."""
+        now, task = self._clock(), self._ledger.held.get(output.row)
+        if now >= self._printed_since + OUTPUT_EVERY_S:
+            self._printed_since, self._printed_bytes = now, 0
+        if task is None or not self._takes_output or self._printed_bytes + len(output.data) > OUTPUT_BYTES:
+            return []
+        self._printed_bytes += len(output.data)
+        rest = (output.stream, output.position, output.data)
+        return [messages.PrintedItem(output.row, task.task_id, task.attempt, *rest)]
 
     def _finish(self, item: messages.ResultItem) -> None:
         task = self._ledger.held.get(item.row)

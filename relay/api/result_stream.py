@@ -12,7 +12,7 @@ from functools import partial
 
 import msgspec
 
-from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamRefused, Subscribe
+from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamOutput, StreamRefused, Subscribe
 from mep_wire.errors import BodyInvalid, MepError, PayloadLost, RouteNotFound, TaskGroupNotFound
 from mep_wire.states import TaskState
 from relay.api import http
@@ -55,8 +55,8 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
     await send({"type": "websocket.accept"})
     right = Right(service, token, network)
     try:
-        group, cursor = await _first_frame(right, receive)
-        await _push(service, right, group, cursor, receive, send)
+        group, wanted = await _first_frame(right, receive)
+        await _push(service, right, group, wanted, receive, send)
     except MepError as error:
         frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
         await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
@@ -120,7 +120,7 @@ class Right:
         return caller
 
 
-async def _first_frame(right: Right, receive: Receive) -> tuple[GroupRef, int]:
+async def _first_frame(right: Right, receive: Receive) -> tuple[GroupRef, Subscribe]:
     """Return the client's request. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
     try:
         message = await asyncio.wait_for(receive(), FIRST_FRAME_S)
@@ -135,18 +135,26 @@ async def _first_frame(right: Right, receive: Receive) -> tuple[GroupRef, int]:
     group = await right.to_group(wanted.task_group_id)
     if not 0 <= wanted.cursor < 2**63:
         raise BodyInvalid(reason="cursor: a number that no batch had")
-    return group, wanted.cursor
+    return group, wanted
 
 
-async def _push(service: ApiContext, right: Right, group: GroupRef, cursor: int, receive: Receive, send: Send) -> None:
-    """Send results until the client disconnects. Raises what `Right.check` raises, soon after it does."""
+async def _push(
+    service: ApiContext, right: Right, group: GroupRef, wanted: Subscribe, receive: Receive, send: Send
+) -> None:
+    """Send results, and output where it is wanted, until the client disconnects. Raises what `Right.check` raises, soon
+    after it does."""
     streams, loop = service.dispatcher.streams, asyncio.get_running_loop()
+    live, cursor = service.dispatcher.output, wanted.cursor
     event = streams.join(group.row)
+    queue = live.join(group.row, event) if wanted.output else None
     gone = asyncio.create_task(_until_gone(receive))
     gone.add_done_callback(lambda _: event.set())
     try:
         while not gone.done():
             event.clear()
+            if queue is not None and (output := queue.take()):  # before the results that may have come after it
+                await right.check(set())
+                await send({"type": "websocket.send", "bytes": _encoder.encode(StreamOutput(output=output))})
             found = service.store.completions(group.row, cursor, PAGE, PAGE_BYTES)
             await right.check({one.uep_row for one in found})
             if not found:
@@ -165,6 +173,8 @@ async def _push(service: ApiContext, right: Right, group: GroupRef, cursor: int,
                 service.store.submit(partial(_note_delivered, group.row, cursor))
     finally:
         streams.leave(group.row, event)
+        if queue is not None:
+            live.leave(group.row, queue)
         gone.cancel()
 
 

@@ -26,6 +26,7 @@ from mep_wire.limits import LINK_DEAD_S
 from mep_wire.states import TaskState, UepState
 from mep_wire.waits import Wait
 from relay.dispatch.deadlines import QueueDeadlines
+from relay.dispatch.live_output import LiveOutput
 from relay.dispatch.live_state import Joining, LiveState, ManagerLink, Uep, durable
 from relay.dispatch.manager_handlers import ManagerHandlers
 from relay.dispatch.payloads import Payloads
@@ -68,6 +69,7 @@ class Dispatcher:
         self.streams = ResultNotifier()
         self._audited = AuditedStore(store)
         store = self._audited
+        self.output = LiveOutput(store)
         self.live = LiveState(store, link_, asyncio.get_running_loop(), self._cut)
         limits = limits or PersonLimits()
         self.payloads = Payloads(store, *chunks) if chunks else Payloads(store)
@@ -114,6 +116,7 @@ class Dispatcher:
         return {
             messages.Credit: self._ueps.credit,
             messages.Started: self._started,
+            messages.Printed: self._printed,
             messages.Results: self._ueps.results,
             messages.Returned: self._ueps.returned,
             messages.Lost: self._ueps.lost,
@@ -220,6 +223,9 @@ class Dispatcher:
         if message.locations and uep.record.endpoint_id in self._audited.kept:
             self._audited.run_at(uep.row, message.rows, message.locations)
         self._ueps.started(uep, message)
+
+    def _printed(self, uep: Uep, message: messages.Printed) -> None:
+        self.output.printed(uep.row, message.items)
 
     def _uep_hello(self, peer: Peer, message: messages.UepHello) -> None:
         _check_protocol(message.protocol)

@@ -123,7 +123,9 @@ class UepHandlers:
         self._live.tell(uep, "INFO", "its process has joined")
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._live.saw([uep])
-        welcome = messages.UepWelcome(heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes)
+        welcome = messages.UepWelcome(
+            heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes, takes_output=True
+        )
         self._live.link_.send(peer, codec.encode(welcome))
 
     def _settle(self, uep: Uep, peer: Peer, held: list[int]) -> None:

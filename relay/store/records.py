@@ -295,6 +295,7 @@ class TaskBrief(msgspec.Struct, frozen=True, kw_only=True):
     started_at: float
     ended_at: float
     size: int
+    group_row: int = 0
 
 
 class OwnTask(msgspec.Struct, frozen=True, kw_only=True):

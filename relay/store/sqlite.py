@@ -836,6 +836,7 @@ class SqlReads(abc.ABC):
                 started_at=r[6],
                 ended_at=r[7],
                 size=r[8],
+                group_row=r[9],
             )
             for r in rows
             if r is not None

@@ -316,7 +316,7 @@ TASK = (
 # A length is had from a row's head, without the payload's pages.
 TASK_BRIEF = (
     "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, t.ended_at, "
-    "coalesce(length(r.payload) + length(r.text) + r.chunk_size, 0) "
+    "coalesce(length(r.payload) + length(r.text) + r.chunk_size, 0), t.group_row "
     "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
     "WHERE t.task_id = ?"
 )

@@ -13,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from mep_wire import api
+from mep_wire import api, messages
 from tests.support.fake_peer import FakeManager, FakeUep
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person, Stream
@@ -217,3 +217,73 @@ def test_a_stream_ends_with_its_token(relay: RelayProcess) -> None:
     told: api.StreamFrame = msgspec.msgpack.decode(frame, type=api.StreamFrame)
     assert isinstance(told, api.StreamRefused)
     assert told.code == "TOKEN_UNKNOWN"
+
+
+# --- live output ----------------------------------------------------------------------------------------
+
+
+def prints(uep: FakeUep, task: messages.TaskItem, data: bytes, position: int = 0, task_id: str = "") -> None:
+    item = messages.PrintedItem(task.row, task_id or task.task_id, 1, 0, position, data)
+    uep.send(messages.Printed(items=[item]))
+
+
+def test_output_goes_to_those_who_want_it(group: Group, alice: Person) -> None:
+    group.end(1)
+    assert group.uep is not None
+    without, wanting = alice.stream(group.group_id), alice.stream(group.group_id, output=True)
+    for stream in (without, wanting):
+        stream.results(1)
+    alice.submit(group.lab.endpoint_id, group.function, ["p"], task_group_id=group.group_id)
+    group.uep.credit(1)
+    (task,) = group.uep.take(1)
+    prints(group.uep, task, b"one\n")
+    assert wanting.output() == [(task.task_id, 0, b"one\n")]
+    prints(group.uep, task, b"two\n", 4)
+    group.uep.finish([task])
+    assert wanting.output() == [(task.task_id, 4, b"two\n")]
+    assert [one.task_id for one in wanting.results(1)] == [one.task_id for one in without.results(1)]
+    for stream in (without, wanting):
+        stream.close()
+
+
+def test_a_user_endpoint_speaks_for_its_own_tasks_alone(group: Group, relay: RelayProcess, alice: Person) -> None:
+    group.end(1)
+    assert group.uep is not None
+    wanting = alice.stream(group.group_id, output=True)
+    wanting.results(1)
+    other = Group(relay, Person(relay, "mallory"))
+    other.end(1)
+    alice.submit(group.lab.endpoint_id, group.function, ["p"] * 2, task_group_id=group.group_id)
+    group.uep.credit(2)
+    mine, second = group.uep.take(2)
+    assert other.uep is not None
+    for task_id in (mine.task_id, "no task", "x" * 100_000, str(uuid.uuid4())):
+        prints(other.uep, mine, b"forged\n", task_id=task_id)
+    prints(group.uep, mine, b"negative\n", -1)
+    other.end(1)  # its messages have come
+    prints(group.uep, second, b"true\n")
+    assert wanting.output() == [(second.task_id, 0, b"true\n")]
+    wanting.close()
+
+
+def test_a_client_that_does_not_read_costs_a_bounded_part_of_it(group: Group, alice: Person) -> None:
+    group.end(1)
+    assert group.uep is not None
+    wanting = alice.stream(group.group_id, output=True)
+    wanting.results(1)
+    alice.submit(group.lab.endpoint_id, group.function, ["p"], task_group_id=group.group_id)
+    group.uep.credit(1)
+    (task,) = group.uep.take(1)
+    size = 64 * 1024
+    for at in range(600):
+        prints(group.uep, task, b"x" * size, at * size)
+    group.uep.finish([task])
+    positions: list[int] = []
+    while True:
+        frame = msgspec.msgpack.decode(wanting.socket.recv(30), type=api.StreamFrame)  # type: ignore[arg-type]
+        if isinstance(frame, api.StreamBatch):
+            break
+        positions += [one.position for one in frame.output]
+    assert positions == sorted(positions)
+    assert len(positions) <= 600
+    wanting.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import pathlib
 import select
@@ -14,10 +15,20 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from mep_sdk.encoding import split_output
 from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
 from mep_wire.messages import ResultItem
 from user_endpoint.engines import EngineContext, make_engine
-from user_endpoint.engines.base import TICK_S, Engine, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import (
+    OUTPUT_BYTES,
+    TICK_S,
+    Engine,
+    EngineTask,
+    Event,
+    TaskOutput,
+    TaskReturned,
+    TaskStarted,
+)
 from user_endpoint.settings import EngineSettings, GlobusComputeSettings, ProcessPoolSettings, ThreadPoolSettings
 from user_endpoint.workers.fork_server import ServerHandle, exec_server
 
@@ -103,6 +114,28 @@ def shout(size: int) -> str:
     return "done"
 
 
+def say_and_wait(text: str, path: str) -> None:
+    import pathlib
+    import sys
+    import time
+
+    print(text)
+    print("beware", text, file=sys.stderr)
+    while not pathlib.Path(path).exists():
+        time.sleep(0.02)
+    print("end of", text)
+
+
+def close_and_say(path: str) -> None:
+    import os
+
+    os.closerange(3, 1000)
+    with open(path, "wb") as file:
+        for _ in range(20):
+            print("said")
+        file.write(b"kept")
+
+
 def fork_and_linger() -> int:
     import os
     import time
@@ -167,16 +200,21 @@ class Bench:
         self.ended: dict[int, ResultItem] = {}
         self.returned: list[int] = []
         self.started: set[int] = set()
+        self.printed: dict[int, list[TaskOutput]] = {}
         self.functions: dict[Callable[..., object], bytes] = {}
 
-    def task(self, function: Callable[..., object], *args: object, walltime_s: float = 0.0) -> EngineTask:
+    def task(
+        self, function: Callable[..., object], *args: object, walltime_s: float = 0.0, live: bool = False
+    ) -> EngineTask:
         self.row += 1
         code = self.functions.setdefault(function, serialize_function(function))
-        payload = serialize_arguments(args, {})
+        payload = serialize_arguments(args, {}, live_output=live)
         return EngineTask(self.row, f"task-{self.row}", function.__name__, code, payload, b"", walltime_s)
 
-    def submit(self, function: Callable[..., object], *args: object, walltime_s: float = 0.0) -> int:
-        task = self.task(function, *args, walltime_s=walltime_s)
+    def submit(
+        self, function: Callable[..., object], *args: object, walltime_s: float = 0.0, live: bool = False
+    ) -> int:
+        task = self.task(function, *args, walltime_s=walltime_s, live=live)
         self.engine.submit([task])
         return task.row
 
@@ -195,7 +233,14 @@ class Bench:
                 case TaskStarted():
                     assert event.row not in self.ended
                     self.started.add(event.row)
+                case TaskOutput():
+                    assert event.row not in self.ended
+                    self.printed.setdefault(event.row, []).append(event)
         return events
+
+    def output(self, row: int, stream: int = 0) -> bytes:
+        """Return what has come of a task's output so far."""
+        return b"".join(each.data for each in self.printed.get(row, []) if each.stream == stream)
 
     def until(self, done: Callable[[], bool], timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
@@ -450,6 +495,49 @@ def test_a_gigabyte_of_output_harms_nobody(killing: Bench, tmp_path: pathlib.Pat
     assert killing.value(killing.submit(echo, 1)) == 1
     killing.wait(loud, timeout_s=110)
     assert sum(path.stat().st_size for path in tmp_path.glob("worker.log*")) <= 2 << 20
+
+
+def test_output_comes_while_a_task_runs(killing: Bench, tmp_path: pathlib.Path) -> None:
+    """Twice, since the second task finds what the first has made."""
+    for number in range(2):
+        go = tmp_path / f"go{number}"
+        rows = [killing.submit(say_and_wait, f"task {each}", str(go), live=True) for each in range(2)]
+        silent = killing.submit(echo, 1)
+        for at, row in enumerate(rows):
+            killing.until(lambda: killing.output(row) and killing.output(row, 1))  # noqa: B023 - called at once
+            assert killing.output(row) == b"task %d\n" % at
+            assert killing.output(row, 1) == b"beware task %d\n" % at
+        go.touch()
+        for at, item in enumerate(killing.wait(*rows)):
+            assert split_output(item.payload)[0] == b"task %d\nend of task %d\n" % (at, at)
+        killing.wait(silent)
+        assert silent not in killing.printed
+
+
+def test_a_killed_task_leaves_its_last_words(killing: Bench, tmp_path: pathlib.Path) -> None:
+    row = killing.submit(say_and_wait, "hello", str(tmp_path / "never"), live=True)
+    killing.until(lambda: killing.output(row))
+    killing.engine.cancel([row])
+    (item,) = killing.wait(row)
+    assert (item.code, killing.output(row)) == ("TASK_CANCELLED", b"hello\n")
+
+
+def test_a_gigabyte_of_live_output_harms_nobody(killing: Bench) -> None:
+    loud = killing.submit(shout, 256 << 20, live=True)
+    assert killing.value(killing.submit(echo, 1)) == 1
+    (item,) = killing.wait(loud, timeout_s=110)
+    kept = split_output(item.payload)[0]
+    assert len(kept) < 65 * 1024
+    pieces = killing.printed[loud]
+    assert all(len(each.data) <= OUTPUT_BYTES // 2 for each in pieces)
+    assert all(a.position + len(a.data) <= b.position for a, b in itertools.pairwise(pieces))
+
+
+def test_live_output_never_goes_into_a_file_of_the_tasks_own(killing: Bench, tmp_path: pathlib.Path) -> None:
+    """The task closes whatever is open, and the next file gets a number that was in use."""
+    killing.wait(killing.submit(echo, 1, live=True))
+    killing.wait(killing.submit(close_and_say, str(tmp_path / "own"), live=True))
+    assert (tmp_path / "own").read_bytes() == b"kept"
 
 
 def test_a_child_that_lingers_holds_nothing_up(killing: Bench) -> None:

@@ -66,14 +66,15 @@ class Person:
 class Stream:
     """One result stream."""
 
-    def __init__(self, person: Person, group_id: str, cursor: int, **options: Any) -> None:
+    def __init__(self, person: Person, group_id: str, cursor: int, *, output: bool = False, **options: Any) -> None:
         url = person.relay.url.replace("http", "ws", 1) + "/v3/stream"
         headers = {"Authorization": f"Bearer {person.token}"}
         self.socket: ClientConnection = connect(
             url, additional_headers=headers, compression=None, max_size=None, legacy=True, **options
         )
         self.cursor = cursor
-        self.socket.send(msgspec.msgpack.encode(api.Subscribe(task_group_id=group_id, cursor=cursor)))
+        wanted = api.Subscribe(task_group_id=group_id, cursor=cursor, output=output)
+        self.socket.send(msgspec.msgpack.encode(wanted))
 
     def next(self, timeout: float = 10.0) -> api.StreamBatch:
         """Return the next batch."""
@@ -82,6 +83,12 @@ class Stream:
         assert frame.cursor > self.cursor
         self.cursor = frame.cursor
         return frame
+
+    def output(self, timeout: float = 10.0) -> list[tuple[str, int, bytes]]:
+        """Return the next output of tasks: task, position and data."""
+        frame = msgspec.msgpack.decode(self.socket.recv(timeout), type=api.StreamFrame)  # type: ignore[arg-type]
+        assert isinstance(frame, api.StreamOutput), frame
+        return [(one.task_id, one.position, one.data) for one in frame.output]
 
     def results(self, count: int, timeout: float = 10.0) -> list[api.StreamedResult]:
         """Return the next `count` results."""

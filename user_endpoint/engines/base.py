@@ -17,6 +17,9 @@ from mep_wire.messages import ResultItem
 
 OWN_PYTHON: Final = ".".join(map(str, sys.version_info[:3]))
 """This process's own Python, as in 3.11.2."""
+OUTPUT_EVERY_S: Final = 0.25
+OUTPUT_BYTES: Final = 128 * 1024
+"""How often an engine reports what tasks print, and how much of it at most on one host. The rest is left out."""
 TICK_S: Final = 0.25
 """Longest time between two calls of `collect` while the engine holds a task."""
 
@@ -47,6 +50,16 @@ class TaskStarted(msgspec.Struct, frozen=True):
     job_id: str = ""
 
 
+class TaskOutput(msgspec.Struct, frozen=True, array_like=True):
+    """What the running task of this row has printed: `stream` 0 is its stdout, 1 its stderr. `position`: how many
+    bytes came before it in that stream, of which some may have been left out."""
+
+    row: int
+    stream: int
+    position: int
+    data: bytes
+
+
 class TaskReturned(msgspec.Struct, frozen=True):
     """The engine no longer has the task. It had not started and nothing is known against it: queue it again."""
 
@@ -60,8 +73,9 @@ class EngineOver(msgspec.Struct, frozen=True):
     text: str
 
 
-Event = TaskStarted | TaskReturned | ResultItem | EngineOver
+Event = TaskStarted | TaskOutput | TaskReturned | ResultItem | EngineOver
 """The reports of an engine. Every row given to `submit` ends in exactly one TaskReturned or ResultItem.
+TaskOutput comes a few times a second, for tasks of which it is wanted.
 
 An engine never restarts a task that had begun. It reports WORKER_LOST or USER_ENDPOINT_LOST and names the process that
 died; the user endpoint decides by the task's attempts. A task that had not begun may go to another worker.

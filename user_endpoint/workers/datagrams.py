@@ -18,6 +18,8 @@ from typing import Any
 
 NEED_FUNCTION = "NEED_FUNCTION"
 """Answer of a worker that was sent a task without its function, and has not (or no longer) got it."""
+OUTPUT_RING = "OUTPUT_RING"
+"""What a worker sends with the descriptor of an output ring, before the first task that needs one."""
 BEGUN_VARIABLE = "MEP_BEGUN"
 """Environment variable with a worker's kind of start journal and its path, as HOW:PATH; not passed on to tasks."""
 INLINE_BYTES = 64 * 1024

@@ -20,6 +20,7 @@ from user_endpoint.workers.task_environment import TaskEnvironment
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from user_endpoint.workers.output_ring import RingWriter
     from user_endpoint.workers.start_journal import StartJournal
 
 _CACHE_BYTES = 64 * 1024 * 1024
@@ -63,7 +64,7 @@ def serve(
     """
     from mep_sdk import foreign_code  # all of these now: a task may remove modules
     from mep_sdk.task_runner import FunctionCache as Loaded
-    from mep_sdk.task_runner import TaskOutcome, keep_output, run_task
+    from mep_sdk.task_runner import TaskOutcome, copy_output, keep_output, run_task, wants_live_output
     from mep_wire.errors import EngineFailed
 
     functions = FunctionCache()
@@ -73,6 +74,7 @@ def serve(
     keep_output()
     environment = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
     own_pid = _own_pid()
+    ring: RingWriter | None = None
     while True:
         try:
             (row, task_id, function_id, code, payload, variables, attempt), _ = datagrams.receive(sock)
@@ -86,6 +88,9 @@ def serve(
             continue
         if log is not None and not log.note(row, task_id, attempt):
             return
+        if wants_live_output(payload):
+            ring = ring or _ring(sock)
+            copy_output(None if ring is None else ring.begin(row))
         started = _now()
         try:
             environment.before(task_id, variables)
@@ -97,12 +102,29 @@ def serve(
         _flush_output(foreign_code.attempt)
         if _own_pid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
+        if ring is not None:
+            copy_output(None)
         ended = _now()
         whole = _cleaned_up(environment)
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))
         max_tasks -= 1
         if not whole or max_tasks == 0:  # and tasks sent here since then go to another worker
             return
+
+
+def _ring(sock: _socket.socket) -> RingWriter | None:
+    """Return a ring for live output, which the engine has been told of; None where there is no memory for it."""
+    from user_endpoint.workers import output_ring  # most workers need none
+
+    try:
+        ring, descriptor = output_ring.create()
+    except OSError:
+        return None
+    try:
+        datagrams.send(sock, (datagrams.OUTPUT_RING,), descriptor)
+    finally:
+        os.close(descriptor)
+    return ring
 
 
 def _cleaned_up(environment: TaskEnvironment) -> bool:

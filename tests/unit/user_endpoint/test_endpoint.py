@@ -12,14 +12,14 @@ import pytest
 from mep_wire import messages
 from mep_wire.messages import ResultItem, TaskItem
 from user_endpoint.bounded_log import BoundedFile, BoundedLog
-from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import OUTPUT_EVERY_S, EngineTask, Event, TaskOutput, TaskReturned, TaskStarted
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import Reporter
 from user_endpoint.lifecycle.idle import IdleRule
 from user_endpoint.lifecycle.shutdown import KILL_S, RUN_GRACE_S
 from user_endpoint.result_spool import Spool
 from user_endpoint.task_admission import FunctionList
-from user_endpoint.user_endpoint import GATHER_S, GATHER_TASKS, RESEND_BATCHES, UserEndpoint
+from user_endpoint.user_endpoint import GATHER_S, GATHER_TASKS, OUTPUT_BYTES, RESEND_BATCHES, UserEndpoint
 
 
 class NotingEngine:
@@ -95,9 +95,10 @@ class Stage:
     def clock(self) -> float:
         return self.now
 
-    def welcome(self, max_result_bytes: int = 1000) -> None:
+    def welcome(self, max_result_bytes: int = 1000, *, takes_output: bool = True) -> None:
         self.link.welcomed = True
-        self.uep.take([messages.UepWelcome(heartbeat_s=10, max_result_bytes=max_result_bytes)])
+        welcome = messages.UepWelcome(heartbeat_s=10, max_result_bytes=max_result_bytes, takes_output=takes_output)
+        self.uep.take([welcome])
 
     def tasks(self, *rows: int, function: str = "f", payload: bytes = b"") -> None:
         items = [TaskItem(row, str(row), function, payload) for row in rows]
@@ -134,6 +135,36 @@ def test_starts_and_results_of_one_turn_leave_together(stage: Stage) -> None:
     stage.happens(TaskStarted(1), result(1), TaskStarted(2), result(3))
     assert [message.rows for message in stage.link.take(messages.Started)] == [[2]]  # 1 has ended: that says as much
     assert [[item.row for item in message.items] for message in stage.link.take(messages.Results)] == [[1, 3]]
+
+
+def printed(stage: Stage) -> list[tuple[str, int, bytes]]:
+    said = stage.link.take(messages.Printed)
+    return [(item.task_id, item.position, item.data) for message in said for item in message.items]
+
+
+def test_output_leaves_before_the_results_of_its_turn(stage: Stage) -> None:
+    stage.tasks(1)
+    stage.happens(TaskOutput(1, 0, 0, b"one\n"), TaskOutput(2, 0, 0, b"of no task"), result(1))
+    kinds = [type(message) for message in stage.link.said]
+    assert kinds.index(messages.Printed) < kinds.index(messages.Results)
+    assert printed(stage) == [("1", 0, b"one\n")]
+
+
+def test_a_relay_of_the_version_before_is_sent_no_output(stage: Stage) -> None:
+    stage.welcome(takes_output=False)
+    stage.tasks(1)
+    stage.happens(TaskOutput(1, 0, 0, b"one\n"))
+    assert printed(stage) == []
+
+
+def test_too_much_output_is_left_out(stage: Stage) -> None:
+    stage.tasks(1)
+    size = OUTPUT_BYTES // 2
+    stage.happens(*(TaskOutput(1, 0, at * size, b"x" * size) for at in range(3)))
+    assert [at for _, at, _ in printed(stage)] == [0, size]
+    stage.now += OUTPUT_EVERY_S
+    stage.happens(TaskOutput(1, 0, 3 * size, b"later"))
+    assert printed(stage) == [("1", 3 * size, b"later")]
 
 
 def test_in_a_crowd_results_gather_for_a_moment_and_the_first_and_last_of_it_do_not(stage: Stage) -> None:

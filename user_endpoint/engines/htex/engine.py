@@ -29,7 +29,7 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, UserEndpointL
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint.descriptors import check_interchange
-from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import EngineOver, EngineTask, Event, TaskOutput, TaskReturned, TaskStarted
 from user_endpoint.engines.htex import protocol
 from user_endpoint.engines.htex.blocks import (
     BlockLost,
@@ -305,6 +305,9 @@ class HtexEngine:
                 held.started = True
                 self._timed.pop(held.task.row, None)
                 self._events.append(TaskStarted(held.task.row, *location))
+        for each in message.output:  # before the results, which end their tasks
+            if (held := self._held.get(each.row)) is not None:
+                self._events.append(TaskOutput(held.task.row, each.stream, each.position, each.data))
         for result in message.results:
             self._result(result, location, of_node=bool(message.block_id))
         for number in message.returned:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import msgspec
 
+from user_endpoint.engines.base import TaskOutput
+
 
 class _Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
     pass
@@ -81,6 +83,8 @@ class WorkerReport(_Message, frozen=True):
     """The pool's."""
     pool: str = ""
     """The pool that had the lost tasks: the names of its workers' start journals begin with this."""
+    output: list[TaskOutput] = []
+    """What tasks print, by the executor's numbers."""
 
 
 class Registered(_Message, frozen=True):

@@ -21,7 +21,16 @@ from typing import Any
 import zmq
 
 from mep_wire.text import printable
-from user_endpoint.engines.base import TICK_S, Engine, EngineOver, EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import (
+    TICK_S,
+    Engine,
+    EngineOver,
+    EngineTask,
+    Event,
+    TaskOutput,
+    TaskReturned,
+    TaskStarted,
+)
 from user_endpoint.engines.htex import protocol
 from user_endpoint.engines.htex.walltimes import seconds_left
 from user_endpoint.engines.htex.worker_binding import WorkerBinding, worker_bindings
@@ -119,6 +128,7 @@ class Pool:
         self._report_started: list[int] = []
         self._report_results: list[protocol.Result] = []
         self._report_returned: list[int] = []
+        self._report_output: list[TaskOutput] = []
         self._report_since = 0.0
 
     def register(self) -> None:
@@ -189,7 +199,7 @@ class Pool:
         return self._down_since is not None and now - self._down_since > _LINK_DOWN_S
 
     def _timeout_ms(self, beat: float) -> int:
-        if self._report_results or self._report_started or self._report_returned:
+        if self._has_report:
             return 1
         # The engine looks at walltimes when it is asked, which must be often while it has tasks.
         walltimes = int(1000 * TICK_S) if self._held or self._down_since else 60_000
@@ -228,14 +238,21 @@ class Pool:
 
     # --- to the interchange ---------------------------------------------------------------------------
 
+    @property
+    def _has_report(self) -> bool:
+        return bool(self._report_results or self._report_started or self._report_returned or self._report_output)
+
     def _collect(self, events: list[Event], now: float) -> None:
-        if events and not (self._report_results or self._report_started or self._report_returned):
+        if events and not self._has_report:
             self._report_since = now
         for event in events:
             if isinstance(event, EngineOver) or event.row not in self._held:
                 continue
             if isinstance(event, TaskStarted):
                 self._report_started.append(event.row)
+                continue
+            if isinstance(event, TaskOutput):
+                self._report_output.append(event)
                 continue
             self._held.discard(event.row)
             if isinstance(event, TaskReturned):
@@ -248,7 +265,7 @@ class Pool:
         """Tell whether to report now: at once while there is little traffic, else every 2 ms."""
         if self._report_results or self._report_returned:
             return len(self._held) < _FEW or now - self._report_since >= _LINGER_S
-        return bool(self._report_started) and now - self._report_since >= _LINGER_S
+        return self._has_report and now - self._report_since >= _LINGER_S
 
     def _send_report(self, lost: Sequence[int] = (), *, leaving: bool = False) -> None:
         ended = {result.id for result in self._report_results}
@@ -261,8 +278,9 @@ class Pool:
             leaving,
             self._options.block_id,
             self._name if lost else "",
+            self._report_output,
         )
-        self._report_started, self._report_results, self._report_returned = [], [], []
+        self._report_started, self._report_results, self._report_returned, self._report_output = [], [], [], []
         self._socket.send(protocol.encode(report))
 
 

@@ -10,6 +10,7 @@ endpoint's loop, from its one thread.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import signal
@@ -22,7 +23,7 @@ from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExcee
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.messages import ResultItem
 from user_endpoint import inherited_state
-from user_endpoint.engines.base import EngineTask, Event, TaskReturned, TaskStarted
+from user_endpoint.engines.base import OUTPUT_BYTES, OUTPUT_EVERY_S, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool.fork_server_link import KILL_S, START_S, ForkServerLink, ServerLost
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch, describe_status
 from user_endpoint.engines.process_pool.task_durations import TaskDurations
@@ -83,6 +84,7 @@ class ProcessPoolEngine:
         self._last_number = 0
         self._free_slots = list(range(self._max_workers))[::-1]
         self._failed_starts, self._not_before = 0, 0.0
+        self._output_due = math.inf
         self._draining = False
 
     # --- the contract ---------------------------------------------------------------------------------
@@ -165,6 +167,8 @@ class ProcessPoolEngine:
         self._watch_server()
         for worker in self._workers.values():
             self._events += map(TaskStarted, worker.newly_begun())
+        if self._clock() >= self._output_due:
+            self._read_output()
         self._enforce_walltimes()
         self._dispatch()
         self._retire()
@@ -256,8 +260,11 @@ class ProcessPoolEngine:
     # --- messages of workers --------------------------------------------------------------------------
 
     def _read_worker(self, worker: WorkerHandle) -> None:
+        had_ring = worker.ring is not None
         answers, sound = worker.answers(_TURN)
         now = self._clock()
+        if worker.ring is not None and not had_ring:
+            self._output_due = min(self._output_due, now + OUTPUT_EVERY_S)
         for row, code, text, payload, started, ended in answers:
             if not worker.sent or worker.sent[0].row != row:
                 sound = False
@@ -275,6 +282,13 @@ class ProcessPoolEngine:
         if not sound and worker.ending is None:
             self._kill(worker, WorkerLost.code)
 
+    def _read_output(self) -> None:
+        """Report what running tasks have printed, where that is wanted."""
+        live = [worker for worker in self._workers.values() if worker.ring is not None]
+        for worker in live:
+            self._events += worker.output(OUTPUT_BYTES // (2 * len(live)))
+        self._output_due = self._clock() + OUTPUT_EVERY_S if live else math.inf
+
     def _read_server(self) -> None:
         assert self._server is not None
         try:
@@ -290,6 +304,7 @@ class ProcessPoolEngine:
     def _worker_ended(self, worker: WorkerHandle, reason: str, *, by_itself: bool = True) -> None:
         self._read_worker(worker)
         self._take_back(worker)
+        self._events += worker.output(OUTPUT_BYTES // 2)  # no result brings it
         for task in worker.sent:  # begun and not answered: one task at most
             self._lost(task, worker.ending, reason)
         if by_itself and not worker.served and not worker.sent and worker.ending is None:

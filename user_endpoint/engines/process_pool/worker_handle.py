@@ -7,13 +7,15 @@ that the worker has not begun and never will; the kernel arbitrates, so there is
 from __future__ import annotations
 
 import _socket
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from user_endpoint.engines.base import EngineTask
+from user_endpoint.engines.base import EngineTask, TaskOutput
 from user_endpoint.workers import datagrams
 
 if TYPE_CHECKING:
+    from user_endpoint.workers.output_ring import RingReader
     from user_endpoint.workers.start_journal import JournalView
 
 DEPTH = 16
@@ -41,6 +43,8 @@ class WorkerHandle:
         self.killed_at = 0.0
         """When that was ordered."""
         self.served = 0
+        self.ring: RingReader | None = None
+        """What its tasks print, once it has run one that is to be seen live."""
 
     def send(self, task: EngineTask, now: float) -> bool:
         """Send one task. Returns whether it went: there may be no room, or no descriptor left for a large one."""
@@ -106,7 +110,11 @@ class WorkerHandle:
         found: list[Any] = []
         try:
             while len(found) < limit:
-                answer = datagrams.receive(self.sock)[0]
+                answer, descriptor = datagrams.receive(self.sock)
+                if descriptor >= 0:
+                    self._take_ring(answer, descriptor)
+                    if answer == (datagrams.OUTPUT_RING,):
+                        continue
                 if type(answer) is not tuple or tuple(map(type, answer)) != ANSWER:
                     return found, False
                 found.append(answer)
@@ -116,7 +124,25 @@ class WorkerHandle:
             return found, False
         return found, True
 
+    def _take_ring(self, answer: Any, descriptor: int) -> None:
+        if answer != (datagrams.OUTPUT_RING,) or self.ring is not None:
+            os.close(descriptor)
+            return
+        from user_endpoint.workers.output_ring import open_ring  # only tasks that are seen live need it
+
+        self.ring = open_ring(descriptor)
+
+    def output(self, most: int) -> list[TaskOutput]:
+        """Return what the running task has printed since the last call, of each stream `most` bytes at most."""
+        if self.ring is None or not self.sent:
+            return []
+        task = self.sent[0]
+        return [TaskOutput(task.row, stream, at, data) for stream, at, data in self.ring.read(task.row, most)]
+
     def close(self) -> None:
         """Close both ends; a living worker reads end-of-file and exits."""
+        if self.ring is not None:
+            self.ring.close()
+            self.ring = None
         self.sock.close()
         self.worker_end.close()
