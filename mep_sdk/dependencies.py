@@ -6,7 +6,7 @@ those with futures never do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import Any
 
@@ -34,6 +34,34 @@ def with_values(value: Any, depth: int = 0) -> Any:
     if kind is dict:
         return {key: with_values(each, depth + 1) for key, each in value.items()}
     return kind(with_values(each, depth + 1) for each in value)
+
+
+class ResultOf:
+    """Stands in a call's arguments for the result of another task, which its worker puts here."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+
+
+def by_reference(value: Any, futures: list[Future[Any]]) -> Any:
+    """Return a value with its futures replaced by references to their places in `futures`."""
+    return _replaced(value, Future, lambda each: ResultOf(futures.index(each)))
+
+
+def with_results(value: Any, results: list[Any]) -> Any:
+    """Return a value with its references replaced by the results. In the worker. Raises IndexError."""
+    return _replaced(value, ResultOf, lambda each: results[each.slot])
+
+
+def _replaced(value: Any, kind: type, replace: Callable[[Any], Any], depth: int = -1) -> Any:
+    if isinstance(value, kind):
+        return replace(value)
+    of = type(value)
+    if depth >= _MAX_DEPTH or not any(of is each for each in _CONTAINERS):
+        return value
+    if of is dict:
+        return {key: _replaced(each, kind, replace, depth + 1) for key, each in value.items()}
+    return of(_replaced(each, kind, replace, depth + 1) for each in value)
 
 
 def failed_among(futures: list[Future[Any]]) -> tuple[Future[Any], BaseException | None] | None:

@@ -39,6 +39,9 @@ EXCEPTION = b"e"
 JSON = b"j"
 REQUEST = b"r"
 """Arguments in a frame within, after the ways in which the result may be sent: a byte, and so many bytes of names."""
+INPUTS = b"i"
+"""Arguments in a frame within, after the results of other tasks that they refer to: a number of four bytes, so many
+lengths, and the frames of these results."""
 OUTPUT = b"o"
 """The task's stdout and stderr before the frame of its result or exception: two lengths of four bytes, and both."""
 OUTPUT_WANTED = b"\n\t \n\t "
@@ -205,6 +208,29 @@ def split_output(payload: bytes) -> tuple[bytes, bytes, bytes]:
     if len(body) < end or len(body) < begin:
         raise DataCorrupt(what="result", reason="the lengths of its parts do not fit")
     return body[begin:middle], body[middle:end], body[end:]
+
+
+def with_inputs(arguments: bytes, results: Sequence[bytes]) -> bytes:
+    """Return a frame of the results of other tasks, and of arguments that refer to them."""
+    lengths = (len(each).to_bytes(_LENGTH_BYTES, "big") for each in results)
+    return frame(INPUTS, b"".join((len(results).to_bytes(_LENGTH_BYTES, "big"), *lengths, *results, arguments)))
+
+
+def split_inputs(data: bytes) -> tuple[list[bytes], bytes]:
+    """Return the results and the arguments that `with_inputs` was given; other data as it is. Raises DataCorrupt."""
+    if data[:4] != MAGIC + INPUTS:
+        return [], data
+    body = bytes(unframe(data, "argument list")[1])
+    at = _LENGTH_BYTES * (1 + int.from_bytes(body[:_LENGTH_BYTES], "big"))
+    heads = range(_LENGTH_BYTES, min(at, len(body)), _LENGTH_BYTES)
+    lengths = [int.from_bytes(body[head : head + _LENGTH_BYTES], "big") for head in heads]
+    if len(body) < at + sum(lengths):
+        raise DataCorrupt(what="argument list", reason="the lengths of its parts do not fit")
+    results = []
+    for length in lengths:
+        results.append(body[at : at + length])
+        at += length
+    return results, body[at:]
 
 
 def request(ways: list[str], arguments: bytes) -> bytes:

@@ -13,6 +13,7 @@ SerdeError = wire_errors.SerdeError
 SerializationError = wire_errors.SerializationError
 DeserializationError = wire_errors.DeserializationError
 TaskExecutionFailed = wire_errors.TaskExecutionFailed
+DependencyFailed = wire_errors.DependencyFailed
 MaxResultSizeExceeded = wire_errors.ResultTooLarge
 """With TaskPending and VersionMismatch: the errors of Globus Compute's SDK."""
 
@@ -148,12 +149,6 @@ class CaBundleUnusable(MepError):
 
     code = "CA_BUNDLE_UNUSABLE"
     http_status = 400
-
-
-class DependencyFailed(MepError, TaskExecutionFailed):
-    """The task was not sent, since one of its arguments is the future of a task that did not succeed: {reason}"""
-
-    code = "DEPENDENCY_FAILED"
 
 
 class ForkedExecutor(MepError):

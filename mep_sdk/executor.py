@@ -30,7 +30,7 @@ from mep_sdk.futures import TaskFuture
 from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
 from mep_sdk.strategies import Strategylike, result_ways
-from mep_sdk.submitter import Function, Submitter, Target
+from mep_sdk.submitter import Function, Item, Submitter, Target
 from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
 from mep_wire.errors import MepError, NotConfigured, PayloadTooLarge
@@ -142,8 +142,7 @@ class Executor(concurrent.futures.Executor):
         out of reach for so long. `serializer` says how functions and arguments are serialized, `result_serializers`
         (strategies for data, tried in this order) how results are. `amqp_port` and the two limits of bursts are Globus
         Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
-        `stream_output` prints a task's output here as it comes, and a ShellFunction's command's too. Raises what Client
-        raises, and ValueError.
+        `stream_output` prints tasks' output here as it comes. Raises what Client raises, and ValueError.
         """
         _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
@@ -493,8 +492,14 @@ class Executor(concurrent.futures.Executor):
                 dump(args, kwargs)  # and say which part it is
                 raise
             future = self._session.submit(target, function, None, live=live)
+            future.waits_for = tuple(waits_for)
             send = functools.partial(self._send_when_ended, future, target, function, dump, args, kwargs, waits_for)
-            _after_all(waits_for, send)
+            at_relay = self._by_reference(future, target, function, dump, args, kwargs)
+            if at_relay is None:
+                _after_all(waits_for, send)
+            else:
+                at_relay.otherwise = functools.partial(_after_all, waits_for, send)
+                self._session.supply(at_relay)
         else:
             future = self._session.submit(target, function, payload, live=live)
         future.function_name = name
@@ -502,6 +507,30 @@ class Executor(concurrent.futures.Executor):
         if self._progress is not None:
             self._progress.submitted(future)
         return future
+
+    def _by_reference(
+        self,
+        future: TaskFuture[Any],
+        target: Target,
+        function: Function,
+        dump: Callable[..., bytes],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Item | None:
+        """Return a task that the relay is to send with the results of others; None where it cannot."""
+        from mep_sdk import dependencies
+
+        others = list(dict.fromkeys(future.waits_for))
+        if self._serializer.as_json or len(others) > limits.MAX_DEPENDENCIES or all(each.done() for each in others):
+            return None
+        if not all(isinstance(each, TaskFuture) and self._session.can_refer_to(each, target) for each in others):
+            return None
+        try:
+            payload = dump(*dependencies.by_reference([tuple(args), dict(kwargs)], others), explain=False)
+        except MepError:
+            return None  # and it says so where it fails
+        ids = tuple(each.task_id for each in others if isinstance(each, TaskFuture))
+        return Item(future, target, function, payload, ids)
 
     def _send_when_ended(
         self,
@@ -523,7 +552,7 @@ class Executor(concurrent.futures.Executor):
             return
         try:
             values = dependencies.with_values([tuple(args), dict(kwargs)])
-            self._session.supply(future, target, function, dump(*values))
+            self._session.supply(Item(future, target, function, dump(*values)))
         except MepError as error:  # what the relay would not take
             self._session.give_up(future, error)
 

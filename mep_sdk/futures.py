@@ -83,6 +83,8 @@ class TaskFuture(Future[_T]):
     came so far while the task runs, and the output of a ShellFunction's command too."""
     stderr = ""
     """The same of sys.stderr."""
+    waits_for: tuple[Future[Any], ...] = ()
+    """The futures among its arguments. For the session alone."""
     live: LiveText | None = None
     """What came while it runs, where that is wanted. For the session alone."""
     _wait = Wait("", "")
@@ -98,6 +100,11 @@ class TaskFuture(Future[_T]):
         self.task_group_id = task_group_id
         self._canceller = canceller
         self._born = _forks
+
+    @property
+    def session(self) -> Canceller:
+        """The session that it belongs to. For sessions alone."""
+        return self._canceller
 
     def _check_process(self) -> None:
         """Raises ForkedExecutor in a forked child for a task of its parent's that had not ended then: no thread here

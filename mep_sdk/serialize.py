@@ -31,6 +31,7 @@ __all__ = [
     "serialize_result",
     "wants_live_output",
     "wants_output",
+    "with_inputs",
 ]
 
 
@@ -78,6 +79,18 @@ def _fault_in_call(args: tuple[Any, ...], kwargs: Mapping[str, Any], *, local_by
 
 def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return (args, kwargs). Raises DataCorrupt or DataUnreadable."""
+    results, data = encoding.split_inputs(data)
+    args, kwargs = _load_arguments(data)
+    if not results:
+        return args, kwargs
+    from mep_sdk.dependencies import with_results  # few tasks have the results of others
+
+    values = [encoding.loads(encoding.split_output(each)[2], "result of another task") for each in results]
+    filled: tuple[tuple[Any, ...], dict[str, Any]] = with_results((args, kwargs), values)
+    return filled
+
+
+def _load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if data[3:4] == encoding.REQUEST:
         encoding.unframe(data, "argument list")
         data = encoding.inner(data)
@@ -102,7 +115,7 @@ def serialize_result(value: object, ways: Sequence[str] = ()) -> bytes:
 
 def result_ways_of(arguments: bytes) -> list[str]:
     """Return how the caller wants the result; empty where they do not say."""
-    return encoding.ways_wanted(arguments)
+    return encoding.ways_wanted(encoding.split_inputs(arguments)[1])
 
 
 def wants_output(arguments: bytes) -> bool:
@@ -113,6 +126,9 @@ def wants_output(arguments: bytes) -> bool:
 def wants_live_output(arguments: bytes) -> bool:
     """Return whether the caller takes what the task prints while it runs."""
     return arguments.endswith(encoding.LIVE_OUTPUT_WANTED)
+
+
+with_inputs = encoding.with_inputs
 
 
 def load_result(data: bytes) -> Any:

@@ -115,6 +115,8 @@ def data_way(data: bytes) -> str:
     """Return the way in which arguments or a result travel, by their tag alone."""
     if data[3:4] == encoding.REQUEST:
         data = encoding.inner(data)
+    if data[3:4] == encoding.OUTPUT:
+        data = encoding.split_output(data)[2]
     return {encoding.PICKLE: PICKLED, encoding.CLOUDPICKLE: PICKLED, encoding.JSON: JSON}.get(
         data[3:4], "an unknown way"
     )

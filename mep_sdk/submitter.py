@@ -14,9 +14,9 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import InvalidStateError
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -25,7 +25,7 @@ from mep_sdk.batch import user_runtime
 from mep_sdk.callback_threads import CallbackThreads
 from mep_sdk.client import Client
 from mep_sdk.encoding import OUTPUT
-from mep_sdk.errors import DataUnreadable, ForkedExecutor, RelayAnswerMissing
+from mep_sdk.errors import DataUnreadable, DependencyFailed, ForkedExecutor, RelayAnswerMissing
 from mep_sdk.foreign_code import attempt, failure_text
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.http import PATIENT_S, SILENT_S, log_failure
@@ -34,7 +34,7 @@ from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits
-from mep_wire.errors import MepError, RelayUnreachable, TaskNotFound
+from mep_wire.errors import DependencyRefused, MepError, RelayUnreachable, TaskNotFound
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.text import printable
 from mep_wire.waits import USUAL, Wait, WaitCode, wait
@@ -90,6 +90,10 @@ class Item:
     target: Target
     function: Function
     payload: bytes
+    depends_on: tuple[str, ...] = ()
+    """The ids of tasks that are to end first, whose results the relay is to add."""
+    otherwise: Callable[[], None] | None = None
+    """Called where the relay cannot do that."""
 
 
 @dataclass(slots=True)
@@ -103,16 +107,6 @@ class _Load:
     def call_callbacks(self) -> None:
         """Load it, and resolve its future."""
         self.submitter.load(self.future, self.result)
-
-
-@dataclass(slots=True)
-class _Requests:
-    """Tasks taken from the queue, by target and then by function."""
-
-    by_target: dict[Target, dict[int, list[Item]]] = field(default_factory=dict)
-
-    def add(self, item: Item) -> None:
-        self.by_target.setdefault(item.target, {}).setdefault(id(item.function), []).append(item)
 
 
 class Submitter:
@@ -146,6 +140,8 @@ class Submitter:
         self._callbacks, self._loaders = CallbackThreads(), CallbackThreads("mep-loads", _MOST_LOADS)
         self._printer: Printer | None = None
         self._warned: set[tuple[str, str]] = set()
+        self._holding: set[str] = set()
+        """Endpoints for which the relay holds tasks that wait for others."""
         self._sending_fails: Wait | None = None
         self._looking_fails: Wait | None = None
         """Why tasks have not reached the relay, or what keeps it from telling where they are."""
@@ -194,13 +190,19 @@ class Submitter:
         if self._pid != os.getpid():
             raise ForkedExecutor
 
-    def supply(self, future: TaskFuture[Any], target: Target, function: Function, payload: bytes) -> None:
+    def supply(self, item: Item) -> None:
         """Queue a task that was submitted without its payload, unless it was cancelled."""
         with self._change:
-            self._deferred.discard(future.task_id)
-            if future.task_id in self._unsent:
-                self._queue.append(Item(future, target, function, payload))
+            self._deferred.discard(item.future.task_id)
+            if item.future.task_id in self._unsent:
+                self._queue.append(item)
             self._change.notify_all()
+
+    def can_refer_to(self, other: TaskFuture[Any], target: Target) -> bool:
+        """Return whether the relay may know a task as one of this person's at the endpoint of this target."""
+        of = other.session
+        same = isinstance(of, Submitter) and of.client.settings.relay_url == self.client.settings.relay_url
+        return same and other.endpoint_id == target.endpoint_id
 
     def give_up(self, future: TaskFuture[Any], error: MepError) -> None:
         """Fail a task that was submitted without its payload."""
@@ -299,13 +301,33 @@ class Submitter:
         return items
 
     def _send(self, items: list[Item]) -> None:
-        requests = _Requests()
-        for item in items:
-            requests.add(item)
-        for target, by_function in requests.by_target.items():
+        for target, by_function in _requests(item for item in items if not item.depends_on).items():
             registered = [group for group in by_function.values() if self._registered(group)]
             if registered:
                 self._send_to(target, registered)
+        for target, by_function in _requests(item for item in items if item.depends_on).items():
+            with self._change:
+                held = target.endpoint_id in self._holding
+                may = [
+                    [each for each in group if held and self._unsent.isdisjoint(each.depends_on)]
+                    for group in by_function.values()
+                ]
+            self._defer(set(itertools.chain(*by_function.values())) - set(itertools.chain(*may)))
+            registered = [group for group in may if group and self._registered(group)]
+            if registered:
+                self._send_to(target, registered)
+
+    def _defer(self, items: Iterable[Item]) -> None:
+        """The relay cannot hold these until others have ended: hold them here."""
+        for item in items:
+            with self._change:
+                self._sending.discard(item.future.task_id)
+                if item.future.task_id not in self._pending:
+                    continue  # cancelled meanwhile
+                self._unsent.add(item.future.task_id)
+                self._deferred.add(item.future.task_id)
+            if item.otherwise is not None:
+                item.otherwise()
 
     def _registered(self, group: list[Item]) -> bool:
         try:
@@ -318,7 +340,9 @@ class Submitter:
     def _send_to(self, target: Target, groups: list[list[Item]]) -> None:
         try:
             body = _body(target, groups)
-            self.client.submit(target.endpoint_id, body, silent_s=PATIENT_S, retrying=self._sending_is_retried)
+            told = self.client.submit(target.endpoint_id, body, silent_s=PATIENT_S, retrying=self._sending_is_retried)
+        except DependencyRefused:
+            self._defer([item for group in groups for item in group])
         except MepError as error:
             if len(groups) == 1 or error.http_status >= 429:
                 self._fail([item for group in groups for item in group], error)
@@ -333,6 +357,7 @@ class Submitter:
                     log.debug("task %s is at the relay, as a call of %s", item.future.task_id, item.function.id)
             with self._change:
                 listener = self._listeners.get(target.task_group_id)
+                (self._holding.add if told.holds_tasks else self._holding.discard)(target.endpoint_id)
             if listener is not None:
                 listener.group_known()
 
@@ -406,6 +431,8 @@ class Submitter:
 
     def _resolve(self, future: TaskFuture[Any], value: Any, failure: Exception | None) -> None:
         self._ends_line(future)
+        if isinstance(failure, DependencyFailed) and failure.__cause__ is None:
+            failure.__cause__ = _cause(future)
         log.debug("task %s has %s", future.task_id, "succeeded" if failure is None else "failed")
         with self._change:
             self._ended["succeeded" if failure is None else "failed"] += 1
@@ -720,7 +747,22 @@ def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
     return None, DataUnreadable(what="result", where="here", reason=failure_text(trouble) if trouble else "")
 
 
+def _cause(future: TaskFuture[Any]) -> BaseException | None:
+    """Return the exception of the first of a task's futures that has failed, as far as it is known here."""
+    ended = (each for each in future.waits_for if each.done() and not each.cancelled())
+    return next((error for each in ended if (error := each.exception(0)) is not None), None)
+
+
+def _requests(items: Iterable[Item]) -> dict[Target, dict[int, list[Item]]]:
+    """Return tasks by target and then by function."""
+    by_target: dict[Target, dict[int, list[Item]]] = {}
+    for item in items:
+        by_target.setdefault(item.target, {}).setdefault(id(item.function), []).append(item)
+    return by_target
+
+
 def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
+    depends_on = {item.future.task_id: list(item.depends_on) for group in groups for item in group if item.depends_on}
     tasks: dict[str, list[bytes]] = {}
     task_ids: dict[str, list[str]] = {}
     for group in groups:  # several groups can name one function: each call by id has a Function of its own
@@ -733,6 +775,7 @@ def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
         user_runtime=user_runtime(),
         user_endpoint_config=_decoded(target.user_endpoint_config),
         resource_specification=_decoded(target.resource_specification),
+        depends_on=depends_on or None,
         **target.options._asdict(),
     )
 

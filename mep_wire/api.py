@@ -106,6 +106,9 @@ class SubmitBody(msgspec.Struct, kw_only=True):
     """This project's own: the same in seconds from when the relay takes the submission; the earlier of both counts."""
     priority: int = 0
     """This project's own: the order among one person's tasks for one user endpoint, higher first; from -5 to 5."""
+    depends_on: dict[str, list[str]] | None = None
+    """MEP only: by the id of a task in `task_ids`, the person's tasks at this endpoint that it waits for, and the
+    results of which it is sent with. For an endpoint of which an answer has said `holds_tasks`."""
 
 
 class SubmitAnswer(msgspec.Struct, kw_only=True):
@@ -117,6 +120,8 @@ class SubmitAnswer(msgspec.Struct, kw_only=True):
     tasks: dict[str, list[str]]
     worker_python: str = ""
     """This project's own: the Python that runs these tasks, e.g. 3.12.1, where the user endpoint runs and has said."""
+    holds_tasks: bool = False
+    """MEP only: whether `depends_on` may be used with this endpoint at the moment."""
 
 
 class TaskStatus(msgspec.Struct, kw_only=True, omit_defaults=True):

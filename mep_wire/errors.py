@@ -670,6 +670,19 @@ class TaskCancelled(MepError, TaskExecutionFailed):
     code = "TASK_CANCELLED"
 
 
+class DependencyFailed(MepError, TaskExecutionFailed):
+    """The task was not run, since one of its arguments is the result of a task that did not succeed: {reason}"""
+
+    code = "DEPENDENCY_FAILED"
+
+
+class DependencyRefused(MepError, TaskExecutionFailed):
+    """The task cannot have the result of task {task_id} from the relay: {reason}. Pass that task's result() instead."""
+
+    code = "DEPENDENCY_REFUSED"
+    http_status = 409
+
+
 class TaskExpired(MepError, TaskExecutionFailed):
     """The task was not finished within its deadline."""
 

@@ -26,6 +26,12 @@ MAX_PUBLIC_TEXT: Final = 1024
 """Longest text, in characters, that an endpoint may send a person about a refusal."""
 MAX_ATTEMPTS: Final = 100
 """Most attempts that a task may ask for."""
+MAX_DEPENDENCIES: Final = 100
+"""Most tasks that one task may wait for."""
+MAX_HELD_TASKS: Final = 10_000
+"""Most tasks of one user endpoint that wait for others at the relay. The SDK holds further ones."""
+MAX_INPUT_BYTES: Final = 64 * 1024 * 1024
+"""Largest sum of results that one task gets from those that it waits for."""
 MIN_PRIORITY: Final = -5
 MAX_PRIORITY: Final = 5
 """Priority of a task among those of its person, 0 by default: higher ones first."""

@@ -64,6 +64,8 @@ class ManagerHello(_Msg, frozen=True):
     """Whether the endpoint keeps task records: TaskEvents are wanted."""
     clock: float = 0.0
     """Its clock now, in seconds since the epoch, so that the relay can compare; 0 from a version before."""
+    takes_inputs: bool = False
+    """Whether its user endpoints take TaskItem.inputs, which those of the version before would not see."""
 
 
 class ManagerWelcome(_Msg, frozen=True):
@@ -228,6 +230,7 @@ class Join(_Msg, frozen=True):
     held: list[int] = []
     default_attempts: int = 1
     most_attempts: int = 0
+    takes_inputs: bool = False
 
 
 class UepHello(_Msg, frozen=True):
@@ -239,6 +242,7 @@ class UepHello(_Msg, frozen=True):
     held: list[int]
     default_attempts: int = 1
     most_attempts: int = 0
+    takes_inputs: bool = False
 
 
 class UepWelcome(_Msg, frozen=True):
@@ -292,6 +296,8 @@ class TaskItem(msgspec.Struct, frozen=True, array_like=True):
     max_attempts: int = 0
     expires_in_s: float = 0.0
     priority: int = 0
+    inputs: list[bytes] = []
+    """The results of other tasks that its arguments refer to. Only to a process that takes them."""
 
 
 class Tasks(_Msg, frozen=True):

@@ -27,6 +27,7 @@ class WaitCode(StrEnum):
     BLOCKS_FAILING = "BLOCKS_FAILING"
     ENGINE_TROUBLE = "ENGINE_TROUBLE"
     ARGUMENTS_PENDING = "ARGUMENTS_PENDING"
+    WAITS_FOR_TASK = "WAITS_FOR_TASK"
 
 
 SENTENCES: Final[dict[WaitCode, str]] = {
@@ -44,6 +45,7 @@ SENTENCES: Final[dict[WaitCode, str]] = {
     WaitCode.BLOCKS_FAILING: "Workers cannot be started just now, which is tried again: {words}",
     WaitCode.ENGINE_TROUBLE: "The site's engine cannot begin tasks just now: {words}",
     WaitCode.ARGUMENTS_PENDING: "Futures among its arguments have not ended yet. The task is sent once they have.",
+    WaitCode.WAITS_FOR_TASK: "It waits for task {task_id}, since the result of that one is among its arguments.",
 }
 """What the person reads, with fields in braces."""
 USUAL: Final = frozenset(
@@ -54,6 +56,7 @@ USUAL: Final = frozenset(
         WaitCode.WORKERS_BUSY,
         WaitCode.PROCESS_ENDING,
         WaitCode.ARGUMENTS_PENDING,
+        WaitCode.WAITS_FOR_TASK,
     }
 )
 """Waits of every day, about which no script warns."""

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import msgspec
 
+from mep_wire.ids import uuid_text
 from mep_wire.states import TaskState
 from mep_wire.text import printable
 from relay import settings as relay_settings
@@ -34,7 +35,6 @@ from relay.cli_common import (
     store_of,
 )
 from relay.control import NotServed, ask
-from relay.dispatch.task_delivery import uuid_text
 from relay.state_dir import StateDir, StateRefused
 from relay.store import maintenance
 from relay.store.base import Store

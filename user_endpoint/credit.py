@@ -55,7 +55,7 @@ class Ledger:
         if task.row in self.held:
             return False
         self.held[task.row] = task
-        self.bytes += len(task.payload)
+        self.bytes += _size(task)
         return True
 
     def release(self, row: int) -> bool:
@@ -63,5 +63,9 @@ class Ledger:
         task = self.held.pop(row, None)
         if task is None:
             return False
-        self.bytes -= len(task.payload)
+        self.bytes -= _size(task)
         return True
+
+
+def _size(task: TaskItem) -> int:
+    return len(task.payload) + sum(map(len, task.inputs))

@@ -92,7 +92,8 @@ class Admission(NamedTuple):
             self._check_code(task.function_id, self.functions.digest(task.function_id, code))
         if self.serializers is None:
             return code
-        self.serializers.arguments(task.payload)
+        for each in (task.payload, *task.inputs):
+            self.serializers.arguments(each)
         return self.serializers.function(code)
 
     def _check_code(self, function_id: str, digest: bytes) -> None:

@@ -135,6 +135,7 @@ class UserEndpoint:
                 held=held,
                 default_attempts=default,
                 most_attempts=most,
+                takes_inputs=True,
             )
         self._joins_sent += 1
         return messages.Join(
@@ -144,6 +145,7 @@ class UserEndpoint:
             held=self._spool.rows,
             default_attempts=default,
             most_attempts=most,
+            takes_inputs=True,
         )
 
     def take(self, received: Iterable[messages.ToUep]) -> None:
@@ -235,6 +237,11 @@ class UserEndpoint:
                 self._code_changed(task.function_id, error)
             self._fail(task, error)
             return
+        payload = task.payload
+        if task.inputs:
+            from mep_sdk.serialize import with_inputs  # few tasks have the results of others
+
+            payload = with_inputs(payload, task.inputs)
         if task.expires_in_s:
             self._deadlines.add(task.row, self._clock() + task.expires_in_s)
         self._to_run.append(
@@ -243,7 +250,7 @@ class UserEndpoint:
                 task.task_id,
                 task.function_id,
                 code,
-                task.payload,
+                payload,
                 task.resource_spec,
                 task.walltime_s,
                 attempt=task.attempt,

@@ -262,6 +262,7 @@ class Manager:
             hostname=socket.gethostname(),
             audit_tasks=self._section.audit_tasks,
             clock=time.time(),
+            takes_inputs=True,
         )
 
     def _flush_outbox(self, now: float) -> None:

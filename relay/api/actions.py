@@ -19,7 +19,7 @@ import msgspec
 
 from mep_wire.api import SubmitBody
 from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict, RelayUnavailable
-from mep_wire.ids import canonical_json
+from mep_wire.ids import canonical_json, uuid_text
 from mep_wire.json_frames import json_arguments, json_result
 from mep_wire.limits import MAX_TASKS_PER_SUBMIT
 from mep_wire.states import API_STATUS, TaskState
@@ -28,7 +28,6 @@ from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.people_bodies import RunBody
 from relay.dispatch.live_state import durable
-from relay.dispatch.task_delivery import uuid_text
 from relay.log import logger
 from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, TaskBrief, TaskRecord

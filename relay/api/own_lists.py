@@ -10,11 +10,11 @@ import math
 
 from mep_wire.api import OwnGroup, OwnGroupsAnswer, OwnTaskInfo, OwnTasksAnswer
 from mep_wire.errors import BodyInvalid, MepError
+from mep_wire.ids import uuid_text
 from mep_wire.states import API_STATUS, TaskState
 from relay.api import endpoints
 from relay.api.context import ApiContext
 from relay.api.http import Request
-from relay.dispatch.task_delivery import uuid_text
 from relay.store.records import Caller, EndpointRecord, GroupRef, OwnTask
 
 MAX_LISTED = 1000

@@ -14,11 +14,11 @@ import msgspec
 
 from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamOutput, StreamRefused, Subscribe
 from mep_wire.errors import BodyInvalid, MepError, PayloadLost, RouteNotFound, TaskGroupNotFound
+from mep_wire.ids import uuid_text
 from mep_wire.states import TaskState
 from relay.api import http
 from relay.api.context import ApiContext
 from relay.api.http import Receive, Scope, Send, check_scope
-from relay.dispatch.task_delivery import uuid_text
 from relay.log import logger
 from relay.store.base import Tx
 from relay.store.records import Caller, Completion, GroupRef

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import graphlib
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,9 +34,10 @@ from mep_wire.errors import (
     TaskGroupNotFound,
     TaskNotFound,
 )
-from mep_wire.ids import uuid7
+from mep_wire.ids import uuid7, uuid_text
 from mep_wire.limits import (
     MAX_ATTEMPTS,
+    MAX_DEPENDENCIES,
     MAX_PRIORITY,
     MAX_TASKS_PER_SUBMIT,
     MAX_USER_CONFIG_BYTES,
@@ -48,7 +50,6 @@ from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.json_values import to_json_value
 from relay.dispatch.submissions import Submission
-from relay.dispatch.task_delivery import uuid_text
 from relay.store.records import Caller, EndpointRecord, FunctionRef, NewTask, TaskBrief, TaskRecord
 
 MAX_WALLTIME_S = 366 * 86400.0
@@ -101,6 +102,7 @@ async def submit(service: ApiContext, request: Request) -> SubmitAnswer:
         endpoint_id=endpoint.endpoint_id,
         tasks=names,
         worker_python=worker_python,
+        holds_tasks=service.dispatcher.holds_tasks(endpoint.endpoint_id),
     )
 
 
@@ -178,7 +180,24 @@ def _new_tasks(
         names[name] = [uuid_text(task_id) for task_id in ids]
     if body.task_ids and len({task.task_id for task in tasks}) < count:
         raise BodyInvalid(reason="task_ids: the same id twice")
-    return tasks, names
+    return _with_dependencies(tasks, body.depends_on) if body.depends_on else tasks, names
+
+
+def _with_dependencies(tasks: list[NewTask], depends_on: Mapping[str, list[str]]) -> list[NewTask]:
+    """Return tasks with the ids of those that they wait for. Raises BodyInvalid."""
+    waits: dict[bytes, tuple[bytes, ...]] = {}
+    for text, others in depends_on.items():
+        if len(others) > MAX_DEPENDENCIES:
+            raise BodyInvalid(reason=f"depends_on: a task waits for at most {MAX_DEPENDENCIES} others")
+        ids = tuple(_raw_uuid(other, "depends_on") for other in others)
+        waits[_raw_uuid(text, "depends_on")] = ids
+    if unknown := waits.keys() - {task.task_id for task in tasks}:
+        raise BodyInvalid(reason=f"depends_on: {uuid_text(min(unknown))} is not in task_ids")
+    try:
+        graphlib.TopologicalSorter(waits).prepare()
+    except graphlib.CycleError as error:
+        raise BodyInvalid(reason=f"depends_on: {uuid_text(error.args[1][0])} would wait for itself") from error
+    return [msgspec.structs.replace(task, depends_on=waits.get(task.task_id, ())) for task in tasks]
 
 
 def _append(
@@ -274,7 +293,7 @@ async def look_up(service: ApiContext, request: Request) -> TaskStatus:
 
 def _with_wait(service: ApiContext, task: TaskRecord, status: TaskStatus) -> TaskStatus:
     """Add why a task waits, if it does."""
-    why = service.dispatcher.why_waiting(task.uep_row, task.state)
+    why = service.dispatcher.why_waiting(task.uep_row, task.state, task.row)
     if why is None:
         return status
     since = min(max(why.since, task.submitted_at), time.time()) if why.since else task.submitted_at

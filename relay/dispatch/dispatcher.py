@@ -78,6 +78,7 @@ class Dispatcher:
         self._up_since = self.live.loop.time()
         self._limited_log = RateLimitedLog()
         self.starts = StartRequester(self.live, self.delivery, signing_key)
+        self.delivery.wanted = self.starts.want
         self._process_loss = ProcessLoss(self.live, self.delivery, self.starts)
         self._managers = ManagerHandlers(self.live, self.starts, self._process_loss)
         self._ueps = UepHandlers(self.live, self.delivery, self.starts, self._process_loss)
@@ -126,6 +127,8 @@ class Dispatcher:
     def recover(self) -> None:
         """After the relay's start: user endpoints that had a link get a grace time to come back."""
         self.deadlines.recover()
+        if awaited := self.delivery.dependents.recover():
+            self.live.run(self.delivery.release(awaited))
         for record in self._store.ueps_in_use():
             uep = self.live.uep(record)
             if record.link_key:
@@ -330,8 +333,15 @@ class Dispatcher:
         self.starts.want(uep)
         return uep.worker_python
 
-    def why_waiting(self, uep_row: int, state: TaskState) -> Wait | None:
+    def holds_tasks(self, endpoint_id: str) -> bool:
+        """Whether tasks for this endpoint may wait for others here."""
+        link = self.live.managers.get(endpoint_id)
+        return link is not None and link.takes_inputs
+
+    def why_waiting(self, uep_row: int, state: TaskState, row: int = 0) -> Wait | None:
         """Return why a task of this user endpoint waits in `state`, as far as its person needs to know."""
+        if state is TaskState.QUEUED and (held := self.delivery.dependents.why_held(row)) is not None:
+            return held
         waits = state in (TaskState.QUEUED, TaskState.DISPATCHED)
         return self.starts.why_waiting(uep_row, state) if waits else None
 

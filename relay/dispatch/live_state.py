@@ -46,6 +46,8 @@ class ManagerLink(LinkSession):
     """How far its clock is ahead of the relay's; negative: behind."""
     running: dict[str, bytes] = field(default_factory=dict)
     """The user endpoints that have a process there, as far as it has said: id and incarnation."""
+    takes_inputs: bool = False
+    """Whether its user endpoints take tasks with the results of others."""
     reported: bool = False
     """Whether it has said since this link came up which user endpoints run."""
 
@@ -89,6 +91,8 @@ class Uep(LinkSession):
     """How often a task without its own limit may be begun there, as its process last reported."""
     most_attempts: int = 0
     """The highest limit that a task may set, 0 for any."""
+    takes_inputs: bool = False
+    """Whether its process takes tasks with the results of others."""
     worker_python: str = ""
     """The Python of its workers, as its process has said last."""
     trouble: StartTrouble = field(default_factory=StartTrouble)
@@ -168,6 +172,7 @@ class Joining(LinkSession):
     held: list[int]
     default_attempts: int
     most_attempts: int
+    takes_inputs: bool = False
     early: list[bytes] = field(default_factory=list)
 
 

@@ -12,9 +12,20 @@ import time
 from collections.abc import Callable, Sequence
 
 from mep_wire import codec, messages
-from mep_wire.errors import MepError, PayloadLost, RelayUnavailable, ResultTooLarge, TaskCancelled, TaskExpired
+from mep_wire.errors import (
+    DependencyRefused,
+    MepError,
+    PayloadLost,
+    PayloadTooLarge,
+    RelayUnavailable,
+    ResultTooLarge,
+    TaskCancelled,
+    TaskExpired,
+)
+from mep_wire.ids import uuid_text
 from mep_wire.limits import MAX_PAYLOAD_BYTES
 from mep_wire.states import TaskState, UepState
+from relay.dispatch.dependencies import Dependents, check, hold, release
 from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
 from relay.dispatch.payloads import Payloads
 from relay.dispatch.result_notifier import ResultNotifier
@@ -60,28 +71,42 @@ class TaskDelivery:
         self._live, self._streams = live, streams
         self.payloads = payloads or Payloads(live.store)
         self.max_result_bytes = max_result_bytes
+        self.dependents = Dependents(live.store, self.payloads)
+        self.wanted: Callable[[Uep], None] = lambda _uep: None
+        """Called with a user endpoint that has something to run again."""
         self._started: dict[int, set[int]] = {}
 
     # --- out --------------------------------------------------------------------------------------
 
     async def add(self, uep: Uep, owner: str, group_id: str, tasks: Sequence[NewTask]) -> Added:
-        """Store tasks and send those that `uep` has credit for. Raises IdConflict, RelayUnavailable."""
+        """Store tasks and send those that `uep` has credit for. Raises IdConflict, DependencyRefused,
+        RelayUnavailable."""
         stored = tasks
         if self.payloads.has_large(tasks):
             stored = await self.payloads.put_away(owner, tasks)
         size = sum(len(task.payload) for task in tasks)
-        direct = self._reserve(uep, len(tasks), size)
+        depend = any(task.depends_on for task in tasks)
+        if depend:
+            self.dependents.check_room(uep.row, tasks)
+        direct = 0 if depend else self._reserve(uep, len(tasks), size)
         peer = uep.peer
         now = time.time()
+
+        def store(tx: Tx) -> tuple[Added, list[int]]:
+            if depend:
+                check(tx, owner, uep.record.endpoint_id, stored)
+            done = tx.add_tasks(owner, group_id, uep.row, stored, direct, now)
+            return done, hold(tx, done, stored) if depend else []
+
         try:
-            added = await durable(
-                self._live.store.submit(
-                    lambda tx: tx.add_tasks(owner, group_id, uep.row, stored, direct, now),
-                )
-            )
+            added, on_rows = await durable(self._live.store.submit(store))
         except BaseException:
             self._give_back(uep, peer, direct)
             raise
+        if depend:
+            rows = [row for row, task in zip(added.rows, tasks, strict=True) if task.depends_on]
+            self.dependents.added(uep.row, rows, on_rows)
+            self._live.run(self.release(on_rows))  # some may have ended before it was known that others wait for them
         if added.repeated:
             self._give_back(uep, peer, direct)
             direct = 0
@@ -157,6 +182,7 @@ class TaskDelivery:
                     max_attempts=t.max_attempts,
                     expires_in_s=left,
                     priority=t.priority,
+                    inputs=list(t.inputs),
                 )
             )
         return self._send(uep, functions, items)
@@ -210,7 +236,41 @@ class TaskDelivery:
         uep.has_queued = uep.has_queued or self._live.store.has_queued(uep.row)
         if any(task.chunk for task in tasks):
             tasks = await self._with_payloads(uep, tasks)
-        return uep.peer is peer and uep.state is UepState.ONLINE and self._send_tasks(uep, tasks)
+        plain = [task for task in tasks if not self.dependents.takes_inputs(task.row)]
+        if plain and not (self._reaches(uep, peer) and self._send_tasks(uep, plain)):
+            return False
+        others = [task for task in tasks if self.dependents.takes_inputs(task.row)] if len(plain) < len(tasks) else []
+        return await self._send_with_inputs(uep, peer, others) and self._reaches(uep, peer)
+
+    @staticmethod
+    def _reaches(uep: Uep, peer: Peer | None) -> bool:
+        return uep.peer is peer and uep.state is UepState.ONLINE
+
+    async def _send_with_inputs(self, uep: Uep, peer: Peer | None, tasks: Sequence[QueuedTask]) -> bool:
+        """Send taken tasks one by one with the results that they need; False where the link has gone."""
+        for at, task in enumerate(tasks):
+            try:
+                whole = await self._with_inputs(uep, task)
+            except RelayUnavailable:
+                rows = [each.row for each in tasks[at:]]
+                self.requeued(uep, await self._live.submit_retrying(lambda tx: requeue(tx, uep.row, rows)))  # noqa: B023
+                raise
+            while self._reaches(uep, peer) and peer is not None and not self._live.link_.writable(peer):  # noqa: ASYNC110 - as in _pump
+                await asyncio.sleep(SLOW_PEER_S)
+            if not self._reaches(uep, peer) or (whole is not None and not self._send_tasks(uep, [whole])):
+                return False
+        return True
+
+    async def _with_inputs(self, uep: Uep, task: QueuedTask) -> QueuedTask | None:
+        """Return a task with the results that it needs; it has failed where that is None. Raises RelayUnavailable."""
+        try:
+            if not uep.takes_inputs:
+                reason = "your process at the site is of an older version"
+                raise DependencyRefused(task_id=uuid_text(task.task_id), reason=reason)
+            return await self.dependents.filled(task)
+        except (DependencyRefused, PayloadLost, PayloadTooLarge) as error:
+            await self.fail_rows(uep, [task.row], error)
+            return None
 
     async def _with_payloads(self, uep: Uep, tasks: Sequence[QueuedTask]) -> list[QueuedTask]:
         """Return taken tasks with their payloads; those with a lost one fail. Raises RelayUnavailable, and all wait."""
@@ -296,6 +356,29 @@ class TaskDelivery:
     def _ended(self, uep: Uep, settled: Settled) -> None:
         self._live.open_tasks.changed(uep.record.account_id, uep.record.endpoint_id, -settled.ended)
         self._streams.wake(settled.groups)
+        self._follow(settled)
+
+    def _follow(self, settled: Settled) -> None:
+        """Tasks have ended: decide about those that wait for them."""
+        if awaited := self.dependents.ended(settled.rows):
+            self._live.run(self.release(awaited))
+
+    async def release(self, on_rows: Sequence[int]) -> None:
+        """Send, or end, the tasks that have waited for these."""
+        found = await self._live.submit_retrying(lambda tx: release(tx, on_rows))
+        self.dependents.over(found.over)
+        for key, settled in found.failed.values():
+            if (record := self._live.store.uep(key.uep_id)) is not None:
+                uep = self._live.uep(record)
+                self._ended(uep, settled)
+                self._live.forget_idle(uep)
+        for key in found.ready.values():
+            if (record := self._live.store.uep(key.uep_id)) is not None:
+                uep = self._live.uep(record)
+                uep.has_queued = True
+                self._live.keep(uep)
+                self.pump(uep)
+                self.wanted(uep)
 
     def _ended_with(self, uep: Uep, settled: Settled, error: MepError) -> None:
         """Tasks have ended with `error`: the log has its correlation id."""
@@ -372,6 +455,8 @@ class TaskDelivery:
         uep = self._live.by_row.get(uep_row)
         if uep is not None:
             self._ended(uep, settled)
+        else:
+            self._follow(settled)
         return away
 
     async def fail_rows(self, uep: Uep, rows: Sequence[int], error: MepError) -> None:
@@ -462,6 +547,8 @@ class TaskDelivery:
         """Have `end` end tasks that are past their deadline. Raises RelayUnavailable."""
         settled = await durable(self._live.store.submit(end))
         uep = self._live.by_row.get(uep_row)
+        if uep is None:
+            self._follow(settled)
         if uep is not None:
             self._ended(uep, settled)
             uep.has_queued = self._live.store.has_queued(uep_row)
@@ -483,12 +570,6 @@ def _why_expired(lifetime_s: float, *, again: bool, doubtful: bool) -> str:
     if doubtful:
         return f"The task was not finished {within}: a process that has ended had it, and may have begun it."
     return f"The task was not begun {within}."
-
-
-def uuid_text(raw: bytes) -> str:
-    """Return the text of a UUID's 16 bytes (about four times as fast as uuid.UUID)."""
-    h = raw.hex()
-    return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
 def _ending(item: messages.ResultItem, most_bytes: int) -> TaskEnding:

@@ -46,6 +46,7 @@ class UepHandlers:
         if record.link_key and hmac.compare_digest(record.link_key, peer.key):
             uep, held = self._live.uep(record), _rows(message.held)
             uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
+            uep.takes_inputs = message.takes_inputs
             self._link_up(uep, peer)  # its join was stored, the welcome lost
             self._settle(uep, peer, held)
             return None
@@ -57,6 +58,7 @@ class UepHandlers:
             held=held,
             default_attempts=message.default_attempts,
             most_attempts=message.most_attempts,
+            takes_inputs=message.takes_inputs,
         )
 
     async def enrol(self, peer: Peer, joining: Joining) -> bool:
@@ -69,6 +71,7 @@ class UepHandlers:
             uep = self._live.uep(record)
             uep.set_process(peer.key, joining.incarnation)
             uep.default_attempts, uep.most_attempts = joining.default_attempts, joining.most_attempts
+            uep.takes_inputs = joining.takes_inputs
             if peer.session is joining:
                 self._link_up(uep, peer)
                 self._settle(uep, peer, joining.held)
@@ -104,6 +107,7 @@ class UepHandlers:
         if not hmac.compare_digest(uep.record.link_key, peer.key):  # its end is being stored
             raise JoinRefused
         uep.default_attempts, uep.most_attempts = message.default_attempts, message.most_attempts
+        uep.takes_inputs = message.takes_inputs
         self._link_up(uep, peer)
         self._settle(uep, peer, held)
 

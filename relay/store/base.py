@@ -17,6 +17,7 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
+    Dependency,
     Document,
     EndpointRecord,
     EventPage,
@@ -159,6 +160,21 @@ class TaskTx(Protocol):
         A task is left as it is if its id is known with the same group, function and user endpoint. Raises
         IdConflict for a task id or group id that is taken by something else; then nothing is stored.
         """
+
+    def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
+        """Return a task's row, its owner and its endpoint."""
+
+    def hold(self, row: int, on_rows: Sequence[int]) -> bool:
+        """Have a queued task wait for others; False where that was said before, and nothing is changed."""
+
+    def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
+        """Return the rows, and the user endpoints, of the held tasks that wait for this one."""
+
+    def dependencies(self, row: int) -> list[Dependency]:
+        """Return the tasks that this one waits for, or has waited for."""
+
+    def release(self, row: int) -> None:
+        """Hold a task no longer."""
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
         """Mark the first queued tasks, by priority and then by age, as dispatched and return them: at least one (if
@@ -373,6 +389,18 @@ class TaskReads(Protocol):
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         """Return the tasks that exist among these."""
+
+    def awaited(self) -> list[int]:
+        """Return the rows of the tasks that held tasks wait for."""
+
+    def dependent_rows(self) -> list[tuple[int, int]]:
+        """Return the rows, and the user endpoints, of the unfinished tasks that have dependencies."""
+
+    def dependencies(self, row: int) -> list[Dependency]:
+        """Return the tasks that this one waits for, or has waited for."""
+
+    def inputs(self, row: int) -> list[tuple[bytes, str]]:
+        """Return the results, or their chunks, of the tasks that this one has waited for."""
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         """Return the tasks that exist among these, without reading their payloads."""

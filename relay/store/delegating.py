@@ -18,6 +18,7 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
+    Dependency,
     Document,
     EndpointRecord,
     EventPage,
@@ -153,6 +154,21 @@ class DelegatingTx:
         self, owner: str, group_id: str, uep_row: int, tasks: Sequence[NewTask], dispatched: int, now: float
     ) -> Added:
         return self._tx.add_tasks(owner, group_id, uep_row, tasks, dispatched, now)
+
+    def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
+        return self._tx.task_place(task_id)
+
+    def hold(self, row: int, on_rows: Sequence[int]) -> bool:
+        return self._tx.hold(row, on_rows)
+
+    def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
+        return self._tx.held_dependents(on_row)
+
+    def dependencies(self, row: int) -> list[Dependency]:
+        return self._tx.dependencies(row)
+
+    def release(self, row: int) -> None:
+        self._tx.release(row)
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
         return self._tx.take_queued(uep_row, limit, max_bytes)
@@ -347,6 +363,18 @@ class DelegatingStore:
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         return self._inner.tasks(task_ids)
+
+    def awaited(self) -> list[int]:
+        return self._inner.awaited()
+
+    def dependent_rows(self) -> list[tuple[int, int]]:
+        return self._inner.dependent_rows()
+
+    def dependencies(self, row: int) -> list[Dependency]:
+        return self._inner.dependencies(row)
+
+    def inputs(self, row: int) -> list[tuple[bytes, str]]:
+        return self._inner.inputs(row)
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         return self._inner.briefs(task_ids)

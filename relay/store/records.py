@@ -184,6 +184,17 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     chunk: str = ""
     """The name of the chunk that holds the payload; empty: `payload` has it."""
     chunk_size: int = 0
+    depends_on: tuple[bytes, ...] = ()
+    """The ids of the tasks that it waits for."""
+
+
+class Dependency(msgspec.Struct, frozen=True, kw_only=True):
+    """A task that another one waits for, and how it ended."""
+
+    task_id: bytes
+    state: TaskState
+    code: str
+    text: str
 
 
 class QueuedTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -202,6 +213,8 @@ class QueuedTask(msgspec.Struct, frozen=True, kw_only=True):
     chunk: str = ""
     """The name of the chunk that holds the payload; empty: `payload` has it."""
     chunk_size: int = 0
+    inputs: tuple[bytes, ...] = ()
+    """The results of the tasks that it has waited for."""
 
 
 class OpenTask(msgspec.Struct, frozen=True, kw_only=True):
@@ -386,6 +399,8 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
     foreign: list[int] = []
     """Rows that stand for another task than the one reported as ended. They stay open and are queued again, since the
     user endpoint may have had only the other task. If it has both, it knows the row when it receives it again."""
+    rows: list[int] = []
+    """Those that ended."""
 
 
 class Held(msgspec.Struct, frozen=True, kw_only=True):

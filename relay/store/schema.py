@@ -140,6 +140,13 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX results_chunk ON results (chunk) WHERE chunk <> '';
     ALTER TABLE task_groups ADD COLUMN delivered_seq INTEGER NOT NULL DEFAULT 0;
     """,
+    """
+    ALTER TABLE tasks ADD COLUMN held INTEGER NOT NULL DEFAULT 0;
+    CREATE TABLE dependencies (
+        row INTEGER NOT NULL, slot INTEGER NOT NULL, on_row INTEGER NOT NULL, PRIMARY KEY (row, slot)
+    ) WITHOUT ROWID;
+    CREATE INDEX dependencies_on ON dependencies (on_row);
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

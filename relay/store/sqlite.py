@@ -33,6 +33,7 @@ from relay.store.records import (
     Added,
     Caller,
     Completion,
+    Dependency,
     Document,
     EndpointRecord,
     EventPage,
@@ -206,6 +207,13 @@ def _queued(row: Sequence[Any]) -> QueuedTask:
         chunk=row[10],
         chunk_size=row[11],
     )
+
+
+def _dependency(row: Row) -> Dependency:
+    """Return a task that another one waits for; one without a record has failed."""
+    if row[0] is None:
+        return Dependency(task_id=b"", state=TaskState.FAILED, code="", text="Its record is gone.")
+    return Dependency(task_id=row[0], state=TaskState(row[1]), code=row[2], text=row[3])
 
 
 def _task(row: Sequence[Any]) -> TaskRecord:
@@ -555,6 +563,29 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             raise IdConflict(id=group_id)
         return group
 
+    # --- waiting for other tasks --------------------------------------------------------------------
+
+    def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
+        found: tuple[int, str, str] | None = self._db.execute(sql.TASK_PLACE, (task_id,)).fetchone()
+        return found
+
+    def hold(self, row: int, on_rows: Sequence[int]) -> bool:
+        if self._db.execute(sql.HAS_DEPENDENCIES, (row,)).fetchone()[0]:
+            return False
+        self._db.executemany(sql.ADD_DEPENDENCY, [(row, slot, on_row) for slot, on_row in enumerate(on_rows)])
+        self._db.execute(sql.HOLD, (row,))
+        return True
+
+    def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = self._db.execute(sql.HELD_DEPENDENTS, (on_row,)).fetchall()
+        return found
+
+    def dependencies(self, row: int) -> list[Dependency]:
+        return [_dependency(found) for found in self._db.execute(sql.DEPENDENCIES, (row,)).fetchall()]
+
+    def release(self, row: int) -> None:
+        self._db.execute(sql.RELEASE, (row,))
+
     # --- dispatching ------------------------------------------------------------------------------
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
@@ -617,7 +648,7 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
     def record_endings(self, uep_row: int, endings: Sequence[TaskEnding]) -> Settled:
         groups: dict[int, int] = {}
         foreign: list[int] = []
-        ended = 0
+        rows: list[int] = []
         execute = self._db.execute
         for one in endings:
             found = execute(sql.OPEN_TASK, (one.row, uep_row)).fetchone()
@@ -638,10 +669,10 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
                 ),
             )
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
-            ended += 1
+            rows.append(one.row)
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
         self._chunks_stored(endings)
-        return Settled(groups=frozenset(groups), ended=ended, foreign=foreign)
+        return Settled(groups=frozenset(groups), ended=len(rows), foreign=foreign, rows=rows)
 
     def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
@@ -822,6 +853,18 @@ class SqlReads(abc.ABC):
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)
         return [_task(row) for row in rows if row is not None]
+
+    def awaited(self) -> list[int]:
+        return [row for (row,) in self._all(sql.AWAITED)]
+
+    def dependent_rows(self) -> list[tuple[int, int]]:
+        return self._all(sql.DEPENDENT_ROWS)
+
+    def dependencies(self, row: int) -> list[Dependency]:
+        return [_dependency(found) for found in self._all(sql.DEPENDENCIES, row)]
+
+    def inputs(self, row: int) -> list[tuple[bytes, str]]:
+        return self._all(sql.INPUTS, row)
 
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         rows = (self._one(sql.TASK_BRIEF, task_id) for task_id in task_ids)

@@ -168,7 +168,7 @@ QUEUED_TASKS = (
     "SELECT t.row, t.task_id, f.function_id, i.payload, i.resource_spec, i.walltime_s, "
     "t.attempts + 1, i.max_attempts, t.deadline, t.priority, i.chunk, i.chunk_size "
     "FROM tasks t JOIN inputs i ON i.row = t.row JOIN functions f ON f.function_row = t.function_row "
-    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) "
+    f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) AND t.held = 0 "
     "ORDER BY t.priority DESC, t.row LIMIT ?"
 )
 MARK_DISPATCHED = (
@@ -222,15 +222,46 @@ END_TASK = (
     "UPDATE tasks SET state = ?, seq = ?, started_at = max(started_at, ?), ended_at = ? "
     f"WHERE row = ? AND state < {_END}"
 )
+# --- tasks that wait for others at the relay: a task that is held waits for those in `dependencies` ----
+
+TASK_PLACE = (
+    "SELECT t.row, g.owner, u.endpoint_id FROM tasks t JOIN task_groups g ON g.group_row = t.group_row "
+    "JOIN ueps u ON u.uep_row = t.uep_row WHERE t.task_id = ?"
+)
+HAS_DEPENDENCIES = "SELECT EXISTS (SELECT 1 FROM dependencies WHERE row = ?)"
+ADD_DEPENDENCY = "INSERT INTO dependencies (row, slot, on_row) VALUES (?, ?, ?)"
+HOLD = f"UPDATE tasks SET held = 1 WHERE row = ? AND state = {_QUEUED}"
+RELEASE = "UPDATE tasks SET held = 0 WHERE row = ?"
+HELD_DEPENDENTS = (
+    "SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row "
+    f"WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END} ORDER BY d.row"
+)
+DEPENDENCIES = (
+    "SELECT o.task_id, o.state, coalesce(r.code, ''), coalesce(r.text, '') FROM dependencies d "
+    "LEFT JOIN tasks o ON o.row = d.on_row LEFT JOIN results r ON r.seq = o.seq WHERE d.row = ? ORDER BY d.slot"
+)
+INPUTS = (
+    "SELECT r.payload, r.chunk FROM dependencies d JOIN tasks o ON o.row = d.on_row "
+    "JOIN results r ON r.seq = o.seq WHERE d.row = ? ORDER BY d.slot"
+)
+AWAITED = (
+    f"SELECT DISTINCT d.on_row FROM dependencies d JOIN tasks t ON t.row = d.row WHERE t.held = 1 AND t.state < {_END}"
+)
+DEPENDENT_ROWS = (
+    f"SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row WHERE t.state < {_END}"
+)
 # Results are stored in the order of their ends. The newest task and the newest result stay, so that their
 # numbers are never given again.
 OLDEST_RESULTS = (
     "SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0) "
     "FROM results r LEFT JOIN inputs i ON i.row = r.row "
-    "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) ORDER BY r.seq LIMIT ?"
+    "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) "
+    "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks w ON w.row = d.row "
+    f"WHERE d.on_row = r.row AND w.state < {_END}) ORDER BY r.seq LIMIT ?"
 )
 SWEEP = (
     "DELETE FROM inputs WHERE row = ?",
+    "DELETE FROM dependencies WHERE row = ?",
     "DELETE FROM tasks WHERE row = ?",
 )
 SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
@@ -298,7 +329,7 @@ OVERDUE = (
     f"WHERE deadline > 0 AND deadline <= ? AND state < {_END} ORDER BY deadline LIMIT ?"
 )
 
-HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN})"
+HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} AND held = 0)"
 HAS_ACTIVE = (
     f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN})"
 )

@@ -17,6 +17,7 @@ from mep_wire.errors import IdConflict
 from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
+from relay.dispatch import dependencies
 from relay.store.base import Store
 from relay.store.postgres import PostgresStore
 from relay.store.records import (
@@ -954,3 +955,112 @@ def test_a_large_task_names_its_chunk_all_the_way(work: Work) -> None:
     assert work.store.tasks([new.task_id])[0].chunk == "a/y"
     assert [one.chunk for one in work.completions()] == ["a/y"]
     assert work.store.briefs([new.task_id])[0].size == 9
+
+
+# --- tasks that wait for others ---------------------------------------------------------------------------
+
+
+def waiting(work: Work, *on: bytes) -> NewTask:
+    """Return a task that waits for those of these ids."""
+    return NewTask(task_id=uuid7().bytes, function=work.function, payload=b"p", depends_on=on)
+
+
+def stored(work: Work, *tasks: NewTask) -> list[int]:
+    """Store tasks as the dispatcher does."""
+
+    def change(tx: Any) -> list[int]:
+        dependencies.check(tx, "a", work.uep.endpoint_id, tasks)
+        added = tx.add_tasks("a", "waits", work.uep.row, tasks, 0, 1.0)
+        dependencies.hold(tx, added, tasks)
+        return list(added.rows)
+
+    rows: list[int] = do(work.store, change)
+    return rows
+
+
+def ended(work: Work, row: int, state: TaskState, payload: bytes = b"", code: str = "", text: str = "") -> Any:
+    """End a task, and decide about those that wait for it."""
+    ending = TaskEnding(row=row, state=state, payload=payload, code=code, text=text, ended_at=2.0)
+
+    def change(tx: Any) -> Any:
+        tx.record_endings(work.uep.row, [ending])
+        return dependencies.release(tx, [row])
+
+    return do(work.store, change)
+
+
+def takes(work: Work) -> list[int]:
+    return [task.row for task in do(work.store, lambda tx: tx.take_queued(work.uep.row, 100, 10**6))]
+
+
+def test_a_task_is_held_until_the_last_of_its_dependencies_succeeds(work: Work) -> None:
+    one, two = waiting(work), waiting(work)
+    last = waiting(work, one.task_id, two.task_id)
+    first_row, second_row, row = stored(work, one, two, last)
+    assert takes(work) == [first_row, second_row]
+    assert not work.store.has_queued(work.uep.row)
+    assert sorted(work.store.awaited()) == [first_row, second_row]
+    assert work.store.dependent_rows() == [(row, work.uep.row)]
+    assert not ended(work, second_row, S.SUCCESS, b"two").ready
+    assert list(ended(work, first_row, S.SUCCESS, b"one").ready) == [work.uep.row]
+    assert work.store.awaited() == []
+    assert work.store.has_queued(work.uep.row)
+    assert takes(work) == [row]
+    assert work.store.inputs(row) == [(b"one", ""), (b"two", "")]
+    ended(work, row, S.SUCCESS)
+    assert work.store.dependent_rows() == []
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "text", "said"),
+    [
+        (S.FAILED, "WORKER_LOST", "its worker died", "WORKER_LOST its worker died"),
+        (S.CANCELLED, "TASK_CANCELLED", "", "it was cancelled"),
+        (S.EXPIRED, "TASK_EXPIRED", "", "it expired"),
+    ],
+)
+def test_an_end_in_another_way_ends_all_that_wait(
+    work: Work, state: TaskState, code: str, text: str, said: str
+) -> None:
+    one = waiting(work)
+    two = waiting(work, one.task_id)
+    three, other = waiting(work, two.task_id), waiting(work)
+    rows = stored(work, one, two, three, other)
+    found = ended(work, rows[0], state, code=code, text=text)
+    assert sorted(found.failed[work.uep.row][1].rows) == rows[1:3]
+    assert not found.ready
+    ends = {task.task_id: (task.state, task.code, task.text) for task in work.store.tasks([two.task_id, three.task_id])}
+    assert {(state, code) for state, code, _ in ends.values()} == {(S.FAILED, "DEPENDENCY_FAILED")}
+    assert said in ends[two.task_id][2]
+    assert takes(work) == [rows[3]]
+
+
+def test_a_result_stays_while_a_task_waits_for_it(work: Work) -> None:
+    one, two = waiting(work), waiting(work)
+    (row, later, held) = stored(work, one, two, waiting(work, one.task_id, two.task_id))
+    ended(work, row, S.SUCCESS, b"one")
+    newest = stored(work, waiting(work))[0]
+    ended(work, newest, S.SUCCESS)  # the newest row and the newest result stay in any case
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 0
+    ended(work, later, S.SUCCESS, b"two")
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 0
+    assert work.store.inputs(held) == [(b"one", ""), (b"two", "")]
+    ended(work, held, S.SUCCESS)
+    ended(work, stored(work, waiting(work))[0], S.SUCCESS)
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 4
+
+
+def test_a_repeated_submission_changes_nothing_and_closes_no_circle(work: Work) -> None:
+    one = waiting(work)
+    two = waiting(work, one.task_id)
+    rows = stored(work, one, two)
+    ended(work, rows[0], S.SUCCESS)
+    again = msgspec.structs.replace(one, depends_on=(two.task_id,))
+    third = msgspec.structs.replace(waiting(work), depends_on=(one.task_id,))
+    assert stored(work, again, two, third)[:2] == rows
+    assert takes(work) == [rows[1]]  # released once, and not held again
+    four = waiting(work)
+    five = waiting(work, four.task_id)
+    (fourth, _) = stored(work, four, five)
+    stored(work, msgspec.structs.replace(four, depends_on=(five.task_id,)), five, waiting(work))
+    assert fourth in takes(work)

@@ -275,7 +275,17 @@ def test_a_change_that_fails_leaves_no_event(scene: Audited) -> None:
 def test_every_change_that_may_set_a_state_is_known_here() -> None:
     """A new change must be audited, unless it takes a task to no state that has an event."""
     audited = {"add_tasks", "take_queued", "record_started", "record_endings", "end_queued"}
-    silent = {"requeue", "reconcile", "record_lost_attempts", "ask_cancel", "doubt", "sweep", "drop_inputs"}
+    silent = {
+        "hold",
+        "release",
+        "requeue",
+        "reconcile",
+        "record_lost_attempts",
+        "ask_cancel",
+        "doubt",
+        "sweep",
+        "drop_inputs",
+    }
     questions = {"running_rows", "active_rows", "queued_again", "queued_doubtful", "queued_before", "open_tasks_of"}
-    questions |= {"cancelling"}
+    questions |= {"cancelling", "dependencies", "held_dependents", "task_place"}
     assert {name for name in vars(TaskTx) if not name.startswith("_")} <= audited | silent | questions

@@ -88,9 +88,8 @@ def serve(
             continue
         if log is not None and not log.note(row, task_id, attempt):
             return
-        if wants_live_output(payload):
-            ring = ring or _ring(sock)
-            copy_output(None if ring is None else ring.begin(row))
+        if wants_live_output(payload) and (ring := ring or _ring(sock)) is not None:
+            copy_output(ring.begin(row))
         started = _now()
         try:
             environment.before(task_id, variables)
@@ -102,8 +101,7 @@ def serve(
         _flush_output(foreign_code.attempt)
         if _own_pid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
-        if ring is not None:
-            copy_output(None)
+        copy_output(None)
         ended = _now()
         whole = _cleaned_up(environment)
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))

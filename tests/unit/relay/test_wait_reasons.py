@@ -118,8 +118,8 @@ def test_a_task_that_was_sent_says_so() -> None:
 
 
 def test_no_code_is_left_out() -> None:
-    the_sdks = WaitCode.ARGUMENTS_PENDING
-    assert {*STATES, WaitCode.WORKERS_BUSY, the_sdks} == set(WaitCode) == set(SENTENCES)
+    the_sdks, tested_with_tasks = WaitCode.ARGUMENTS_PENDING, WaitCode.WAITS_FOR_TASK
+    assert {*STATES, WaitCode.WORKERS_BUSY, the_sdks, tested_with_tasks} == set(WaitCode) == set(SENTENCES)
 
 
 def test_a_task_that_runs_or_has_ended_waits_for_nothing() -> None:
