@@ -151,6 +151,26 @@ class CaBundleUnusable(MepError):
     http_status = 400
 
 
+class DataMissing(MepError, TaskExecutionFailed):
+    """{key} is not in {store}: it was removed, or this machine sees another place by that name."""
+
+    code = "DATA_MISSING"
+    http_status = 404
+
+
+class DataDamaged(MepError, TaskExecutionFailed):
+    """{key} in {store} has other bytes than were put there, and is not loaded. Remove it and put the value again."""
+
+    code = "DATA_DAMAGED"
+
+
+class StoreUnavailable(MepError, TaskExecutionFailed):
+    """{store} cannot be used: {reason}"""
+
+    code = "STORE_UNAVAILABLE"
+    http_status = 503
+
+
 class ForkedExecutor(MepError):
     """This Executor was made before the process forked and works only in the parent. Make a new one here."""
 

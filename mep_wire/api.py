@@ -109,6 +109,9 @@ class SubmitBody(msgspec.Struct, kw_only=True):
     depends_on: dict[str, list[str]] | None = None
     """MEP only: by the id of a task in `task_ids`, the person's tasks at this endpoint that it waits for, and the
     results of which it is sent with. For an endpoint of which an answer has said `holds_tasks`."""
+    pieces: dict[str, list[str]] | None = None
+    """This project's own: for arguments by reference, the SHA-256 of their pieces in hexadecimal digits, by task id.
+    Each was uploaded before (PUT /v3/data/DIGEST)."""
 
 
 class SubmitAnswer(msgspec.Struct, kw_only=True):
@@ -177,6 +180,38 @@ class CancelAnswer(msgspec.Struct, kw_only=True):
     asked: list[str] = []
     ended: list[str] = []
     missing: list[str] = []
+
+
+class DataLimits(msgspec.Struct, kw_only=True):
+    """GET /v3/data: whether and how arguments and results go by reference. This project's own."""
+
+    max_payload_bytes: int
+    """Largest arguments in a submission."""
+    max_data_bytes: int
+    """Largest arguments by reference; 0: none are."""
+    piece_bytes: int
+    """Largest piece."""
+    keep_s: float
+    """How long an uploaded piece is kept that no task refers to."""
+
+
+class PiecesBody(msgspec.Struct, kw_only=True):
+    """POST /v3/data/missing. This project's own."""
+
+    digests: list[str]
+
+
+class PiecesAnswer(msgspec.Struct, kw_only=True):
+    """The answer to POST /v3/data/missing: those that are to be uploaded. The others are kept on for `keep_s`."""
+
+    missing: list[str]
+
+
+class PieceAnswer(msgspec.Struct, kw_only=True):
+    """The answer to PUT /v3/data/DIGEST: the piece is on the relay's disk."""
+
+    digest: str
+    size: int
 
 
 class TaskGroupAnswer(msgspec.Struct, kw_only=True):

@@ -291,7 +291,7 @@ class IdConflict(MepError):
 
 
 class PayloadTooLarge(MepError):
-    """{what} has {size} bytes, more than the {limit} allowed. Pass large data by file or object store."""
+    """{what} has {size} bytes, more than the {limit} allowed. Pass large data by file or object store: mep_sdk.data."""
 
     code = "PAYLOAD_TOO_LARGE"
     http_status = 413
@@ -336,6 +336,42 @@ class PayloadLost(MepError):
     """The relay's storage no longer has the arguments or the result of this task, which were large. Submit it again."""
 
     code = "PAYLOAD_LOST"
+
+
+class DataNotOffered(MepError):
+    """This relay takes no data by reference. Write large data to a file that the site can read, or to an object store,
+    and pass its name (mep_sdk.data does both)."""
+
+    code = "DATA_NOT_OFFERED"
+    http_status = 404
+
+
+class DataNotFound(MepError):
+    """There is no piece of data {digest} of yours here. It was never uploaded, or no task has needed it for long."""
+
+    code = "DATA_NOT_FOUND"
+    http_status = 404
+
+
+class DataMismatch(MepError):
+    """The bytes that came have not the SHA-256 {digest}, so nothing was stored. Send them again."""
+
+    code = "DATA_MISMATCH"
+    http_status = 422
+
+
+class DataExpired(MepError):
+    """The relay no longer has {count} pieces of these arguments: it keeps them {hours} h for a task that has not come.
+    Submit again."""
+
+    code = "DATA_EXPIRED"
+    http_status = 410
+
+
+class DataUnavailable(MepError, TaskExecutionFailed):
+    """The large arguments or the large result of this task could not travel: {reason}"""
+
+    code = "DATA_UNAVAILABLE"
 
 
 class StorageFull(MepError):
@@ -610,7 +646,8 @@ class ResultUnserializable(MepError, SerializationError, TaskExecutionFailed):
 
 
 class ResultTooLarge(MepError, TaskExecutionFailed):
-    """The result has {size} bytes, more than the {limit} allowed. Write it to a file and return the path."""
+    """The result has {size} bytes, more than the {limit} allowed. Write it to a file and return the path, or return
+    a reference: mep_sdk.data."""
 
     code = "RESULT_TOO_LARGE"
 

@@ -8,6 +8,12 @@ MAX_PAYLOAD_BYTES: Final = 10 * 1024 * 1024
 """Largest serialized argument list or result of one task."""
 MAX_FUNCTION_BYTES: Final = 10 * 1024 * 1024
 """Largest serialized function."""
+DATA_PIECE_BYTES: Final = 4 * 1024 * 1024
+"""Largest piece of arguments or of a result that go by reference."""
+MAX_PIECES_WANTED: Final = 4
+"""Most pieces that a user endpoint may have asked for and not had, and as many on their way from it."""
+MAX_PIECES: Final = 65_536
+"""Most pieces of one argument list or result: 256 GB."""
 MAX_BODY_BYTES: Final = 64 * 1024 * 1024
 """Largest HTTP request body (a batch of tasks)."""
 MAX_LINK_MESSAGE_BYTES: Final = 80 * 1024 * 1024

@@ -252,6 +252,8 @@ class UepWelcome(_Msg, frozen=True):
     max_result_bytes: int
     takes_output: bool = False
     """Whether it takes Printed. A relay of the version before would close the link."""
+    max_data_bytes: int = 0
+    """Largest result by reference; 0: this relay takes none, nor the four messages of pieces."""
 
 
 class Credit(_Msg, frozen=True):
@@ -329,6 +331,8 @@ class ResultItem(msgspec.Struct, frozen=True, array_like=True):
     block_id: str = ""
     """Where it ran, where the site keeps task records."""
     job_id: str = ""
+    pieces: list[bytes] = []
+    """SHA-256 of the pieces that the payload refers to: each was stored before (PieceStored)."""
 
 
 class PrintedItem(msgspec.Struct, frozen=True, array_like=True):
@@ -390,6 +394,38 @@ class LossesDurable(_Msg, frozen=True):
     attempts: list[int]
 
 
+class WantPieces(_Msg, frozen=True):
+    """User endpoint to relay: send these pieces, by SHA-256, of the arguments of tasks that it was sent. At most
+    MAX_PIECES_WANTED may be under way. Each is answered by one Piece."""
+
+    digests: list[bytes]
+
+
+class Piece(_Msg, frozen=True):
+    """Relay to user endpoint: the bytes of a piece; with `code`, why it has none."""
+
+    digest: bytes
+    data: bytes = b""
+    code: str = ""
+    text: str = ""
+
+
+class StorePiece(_Msg, frozen=True):
+    """User endpoint to relay: keep this piece of a result of the person's. At most MAX_PIECES_WANTED may be under way.
+    Each is answered by one PieceStored."""
+
+    digest: bytes
+    data: bytes
+
+
+class PieceStored(_Msg, frozen=True):
+    """Relay to user endpoint: the piece is on the disk; with `code`, why not."""
+
+    digest: bytes
+    code: str = ""
+    text: str = ""
+
+
 class Goodbye(_Msg, frozen=True):
     """User endpoint to relay: it is ending on its own account (`IDLE`, `STOPPED`) and holds no task."""
 
@@ -424,12 +460,26 @@ ToRelay = (
     | Results
     | Returned
     | Lost
+    | WantPieces
+    | StorePiece
     | Goodbye
 )
 """Every message that a peer may send the relay."""
 ToManager = Ping | Pong | Refused | ManagerWelcome | SignedStart | EndpointGone | StopEndpoint | TaskEvents | Explained
 """Every message that the relay may send a manager."""
-ToUep = Ping | Pong | Refused | UepWelcome | Tasks | ResultsDurable | LossesDurable | CancelTasks | StopUep
+ToUep = (
+    Ping
+    | Pong
+    | Refused
+    | UepWelcome
+    | Tasks
+    | ResultsDurable
+    | LossesDurable
+    | CancelTasks
+    | Piece
+    | PieceStored
+    | StopUep
+)
 """Every message that the relay may send a user endpoint."""
 
 build_struct_info(__name__)
