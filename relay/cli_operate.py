@@ -52,10 +52,12 @@ def _database(state: StateDir, where: Where) -> Database:
     return postgres_database(settings.database, password(settings))
 
 
-def _chunk_directory(where: Where) -> Path | None:
+def _chunk_directory(state: StateDir, where: Where) -> Path | None:
     """Return the directory of chunks, None where there is none, or where they are in a bucket."""
-    chunks = where.settings().chunks
-    return Path(chunks) if chunks.startswith("/") else None
+    settings = where.settings()
+    if settings.chunks or settings.database:
+        return Path(settings.chunks) if settings.chunks.startswith("/") else None
+    return state.data
 
 
 def _cannot_write(directory: Path, error: PermissionError) -> str:
@@ -141,7 +143,7 @@ def backup(directory: Path, where: Where, *, as_json: bool) -> None:
     with _said(state):
         try:
             manifest = maintenance.back_up(
-                _database(state, where), state.directory, directory.absolute(), _chunk_directory(where)
+                _database(state, where), state.directory, directory.absolute(), _chunk_directory(state, where)
             )
         except PermissionError as error:
             raise click.ClickException(_cannot_write(directory.absolute().parent, error)) from error
@@ -168,7 +170,7 @@ def restore_command(directory: Path, where: Where, *, replace: bool) -> None:
         database = _database(state, where)
         if database.version() and not replace:
             raise click.ClickException("there is a database already: --replace gives it up for the backup")
-        manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(where))
+        manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(state, where))
         database.upgrade()
     click.echo(f"restored the state of {_time(manifest.at)}", err=True)
 

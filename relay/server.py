@@ -12,6 +12,7 @@ import ipaddress
 import resource
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -42,7 +43,7 @@ from relay.metrics_listener import MetricsListener
 from relay.retention import Sweeper
 from relay.settings import MAX_CONFIG_BYTES, ConfigRefused, RelaySettings, secret_text
 from relay.state_dir import Keys, StateDir
-from relay.store.chunks import Chunks
+from relay.store.chunks import ChunkDirectory, Chunks
 from relay.store.opening import AnyStore, open_chunks, open_store
 from relay.tls import Certificate
 
@@ -87,7 +88,9 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     )
     listener = _listen(settings.host, settings.port)
     link_ = ZmqLink(settings.link_host, settings.link_port, keys.link_secret)
-    dispatcher = Dispatcher(store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits, _chunks(settings))
+    dispatcher = Dispatcher(
+        store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits, _chunks(settings, state)
+    )
     link_.start(dispatcher)
     service = _service(store, dispatcher, keys, settings.link_address or link_.address, settings)
     service.audit = AuditLog(state.audit_log)
@@ -161,10 +164,17 @@ def _people(settings: RelaySettings) -> PeopleSettings:
         raise ConfigRefused(f"{settings.people}: {error.strerror or error}") from error
 
 
-def _chunks(settings: RelaySettings) -> tuple[Chunks, int] | None:
-    """Return the storage of large payloads, and the size above which they are. Raises ConfigRefused, DriverMissing."""
+def _chunks(settings: RelaySettings, state: StateDir) -> tuple[Chunks, int] | None:
+    """Return the storage of large payloads, and the size above which they are. Raises ConfigRefused, DriverMissing.
+
+    Without `chunks` it is for data by reference alone, in the state directory: one relay's, as the database then is.
+    """
     chunks = open_chunks(settings, lambda: secret_text("s3_secret", settings.s3_secret))
-    return (chunks, settings.chunk_threshold_kb * 1024) if chunks is not None else None
+    if chunks is not None:
+        return chunks, settings.chunk_threshold_kb * 1024
+    if settings.database or not settings.max_data_mb:
+        return None
+    return ChunkDirectory(state.data), sys.maxsize
 
 
 def _later(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:

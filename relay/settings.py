@@ -150,6 +150,14 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_result_mb: Annotated[
         float, Meta(gt=0, le=MAX_PAYLOAD_BYTES / _MB, description="Largest result of one task.")
     ] = MAX_PAYLOAD_BYTES / _MB
+    max_data_mb: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Largest arguments or result of one task by reference; 0: none are. Their pieces are kept in "
+            "`chunks`, without it in `data` of the state directory. A relay with `database` needs `chunks` for them.",
+        ),
+    ] = 2048.0
     drain_s: Annotated[
         float,
         Meta(ge=0, le=600, description="How long SIGTERM waits for requests that are under way."),
@@ -180,6 +188,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             batch=self.max_batch,
             payload_bytes=int(self.max_payload_mb * _MB),
             result_bytes=int(self.max_result_mb * _MB),
+            data_bytes=int(self.max_data_mb * _MB),
         )
 
 

@@ -197,6 +197,11 @@ class StateDir:
         return self.directory / "relay.json"
 
     @property
+    def data(self) -> Path:
+        """The directory for pieces of data by reference, where the settings name no other storage."""
+        return self.directory / "data"
+
+    @property
     def control(self) -> Path:
         """The socket on which a running server takes commands."""
         return self.directory / "control.sock"

@@ -18,6 +18,7 @@ from mep_wire.errors import (
     ScopeMissing,
     TokenUnknown,
 )
+from mep_wire.limits import DATA_PIECE_BYTES
 from relay.api import http, raw
 from relay.api.context import ApiContext
 from relay.api.http import Receive, Request, Scope, Send, check_scope
@@ -58,6 +59,9 @@ class App:
             found = self._find(scope)
             if found[0].raw:
                 await raw.send_raw(send, await self._raw(scope, receive, *found))
+                return
+            if found[0].gives_bytes:
+                await self._give(scope, send, *found)
                 return
             route, body = await self._answer(scope, receive, *found, packed=packed)
             status, media = route.status, http.TEXT if route.text else media
@@ -128,6 +132,20 @@ class App:
         check_scope(caller, route.scope)
         return caller
 
+    async def _give(self, scope: Scope, send: Send, route: Route, values: tuple[str, ...]) -> None:
+        """Send a piece of data, which counts as a body until the client has it."""
+        caller = await self._caller(scope, route)
+        request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed=False)
+        with self._service.bodies.room(caller.account_id, DATA_PIECE_BYTES):
+            await http.send_bytes(send, await route.handler(self._service, request))
+
+    async def _take(self, scope: Scope, receive: Receive, route: Route, request: Request) -> object:
+        """Return the answer to a piece of data."""
+        size = http.declared_size(scope, DATA_PIECE_BYTES)
+        with self._service.bodies.room(request.caller.account_id, DATA_PIECE_BYTES if size is None else size):
+            request.body = await http.read_body(scope, receive, DATA_PIECE_BYTES)
+            return await route.handler(self._service, request)
+
     async def _answer(
         self, scope: Scope, receive: Receive, route: Route, values: tuple[str, ...], *, packed: bool
     ) -> tuple[Route, bytes]:
@@ -136,6 +154,8 @@ class App:
         request = Request(caller, tuple(map(_id, values)), http.query(scope), None, packed, key)
         if route.text:
             return route, (await route.handler(self._service, request)).encode()
+        if route.takes_bytes:
+            return route, http.encode(await self._take(scope, receive, route, request), packed=packed)
         if route.body is None:
             return route, http.encode(await route.handler(self._service, request), packed=packed)
         with self._service.bodies.room(caller.account_id, http.declared_size(scope)):

@@ -17,6 +17,7 @@ from mep_wire import api
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge, ScopeMissing
 from mep_wire.limits import MAX_BODY_BYTES
+from relay.api.openapi import BYTES
 from relay.api.people_bodies import BODIES as _PEOPLE_BODIES
 from relay.rate_limit import network_of
 from relay.store.records import Caller
@@ -31,11 +32,13 @@ ANY_TOKEN: Final = "any token"  # noqa: S105 - a name
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 """Prometheus' name for its text format."""
 
+_BLOCK_BYTES = 256 * 1024
+
 _json_encoder = msgspec.json.Encoder()
 _msgpack_encoder = msgspec.msgpack.Encoder()
 _BODIES: tuple[type[Any], ...] = (
     *(api.RegisterBody, api.FunctionBody, api.FunctionDigestsBody),
-    *(api.SubmitBody, api.BatchStatusBody, api.CancelBody),
+    *(api.SubmitBody, api.BatchStatusBody, api.CancelBody, api.PiecesBody),
     *_PEOPLE_BODIES,
 )
 _json_decoders: dict[type[Any], Any] = {kind: msgspec.json.Decoder(kind) for kind in _BODIES}
@@ -93,13 +96,13 @@ def query(scope: Scope) -> dict[str, str]:
     return {key: values[0] for key, values in parse_qs(raw.decode("latin-1")).items()} if raw else {}
 
 
-def declared_size(scope: Scope) -> int | None:
+def declared_size(scope: Scope, limit: int = MAX_BODY_BYTES) -> int | None:
     """Return the size of the body that the request declares. Raises PayloadTooLarge where it is over the limit."""
     declared = header(scope, b"content-length")
     if not declared.isdigit():
         return None
-    if int(declared) > MAX_BODY_BYTES:
-        raise PayloadTooLarge(what="the request body", size=int(declared), limit=MAX_BODY_BYTES)
+    if int(declared) > limit:
+        raise PayloadTooLarge(what="the request body", size=int(declared), limit=limit)
     return int(declared)
 
 
@@ -168,6 +171,21 @@ async def answer(send: Send, status: int, body: bytes, *, media: str, close: boo
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def send_bytes(send: Send, data: bytes) -> None:
+    """Send bytes as they are, in blocks: each waits until the client has taken those before."""
+    headers = [
+        (b"content-type", BYTES.encode()),
+        (b"content-length", str(len(data)).encode()),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    view = memoryview(data)
+    for at in range(0, len(data), _BLOCK_BYTES):
+        await send({"type": "http.response.body", "body": bytes(view[at : at + _BLOCK_BYTES]), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
 
 
 def error_answer(error: MepError) -> ErrorAnswer:

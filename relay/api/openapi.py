@@ -34,6 +34,10 @@ class Operation(Protocol):
     @property
     def raw(self) -> bool: ...
     @property
+    def takes_bytes(self) -> bool: ...
+    @property
+    def gives_bytes(self) -> bool: ...
+    @property
     def query(self) -> tuple[str, ...]: ...
     @property
     def body(self) -> type[Any] | None: ...
@@ -44,6 +48,7 @@ class Operation(Protocol):
 
 
 _FORM = "application/x-www-form-urlencoded"
+BYTES = "application/octet-stream"
 _REF = "#/components/schemas/{name}"
 
 
@@ -82,6 +87,8 @@ def _operation(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if route.body is not None:
         operation["requestBody"] = {"required": True, **_content(by_type[str(route.body)], "")}
         del operation["requestBody"]["description"]
+    if route.takes_bytes:
+        operation["requestBody"] = {"required": True, "content": _bytes()}
     if route.raw and route.method == "POST":
         operation["requestBody"] = {"required": True, "content": {_FORM: {"schema": {"type": "object"}}}}
     return operation
@@ -96,6 +103,8 @@ def _done(route: Operation, by_type: dict[str, Any]) -> dict[str, Any]:
     if route.raw:
         page = {"description": "A page, or JSON as docs/relay-login.md says"}
         return {"200": page, "303": {"description": "The browser goes on elsewhere"}, "4XX": page, "503": page}
+    if route.gives_bytes:
+        return {"200": {"description": "The bytes", "content": _bytes()}}
     return {str(route.status): _text() if route.text else _content(by_type.get(str(route.answer), {}), "Done")}
 
 
@@ -109,6 +118,10 @@ def _parameters(route: Operation) -> list[dict[str, Any]]:
 
 def _content(schema: Any, description: str) -> dict[str, Any]:
     return {"description": description, "content": {media: {"schema": schema} for media in (JSON, MSGPACK)}}
+
+
+def _bytes() -> dict[str, Any]:
+    return {BYTES: {"schema": {"type": "string", "format": "binary"}}}
 
 
 def _text() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from mep_wire import PROTOCOL_VERSION, api
 from mep_wire import errors as e
-from relay.api import actions, endpoints, functions, health, oauth, own_lists, people, sharing, tasks
+from relay.api import actions, data, endpoints, functions, health, oauth, own_lists, people, sharing, tasks
 from relay.api import people_bodies as pb
 from relay.api.context import ApiContext
 from relay.api.http import ANY_TOKEN, OPEN, Request
@@ -51,6 +51,10 @@ class Route:
     """Whether its answer is plain text."""
     repeatable: bool = False
     """Whether a POST with an `Idempotency-Key` makes nothing twice: such a header is refused elsewhere."""
+    takes_bytes: bool = False
+    """Whether its body is bytes as they are: a piece of data."""
+    gives_bytes: bool = False
+    """Whether its answer is."""
     raw: bool = False
     """Whether it is for browsers and OAuth clients: forms, pages, redirects. It takes no token."""
 
@@ -67,7 +71,8 @@ class Route:
         common: tuple[type[e.MepError], ...] = () if self.open else _FOR_TOKENS
         if self.scope in SCOPES:
             common += (e.ScopeMissing,)
-        return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if self.body else ()) + self.errors
+        has_body = self.body is not None or self.takes_bytes
+        return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if has_body else ()) + self.errors
 
 
 @dataclass(slots=True)
@@ -132,6 +137,8 @@ _SUBMIT_ERRORS = (
     e.UserConfigReserved,
     e.TooManyTasks,
     e.StorageFull,
+    e.DataExpired,
+    e.DataNotOffered,
 )
 
 
@@ -541,6 +548,38 @@ ROUTES: tuple[Route, ...] = (
         "Delete a service or gateway",
         errors=(e.ClientNotFound,),
         scope="admin",
+    ),
+    Route(
+        "GET", "/v3/data", data.limits, api.DataLimits, "Whether and how data goes by reference", scope="any token"
+    ),
+    Route(
+        "POST",
+        "/v3/data/missing",
+        data.missing,
+        api.PiecesAnswer,
+        "Which pieces of data are to be uploaded; the others are kept on",
+        body=api.PiecesBody,
+        scope="submit",
+    ),
+    Route(
+        "PUT",
+        "/v3/data/{digest}",
+        data.store,
+        api.PieceAnswer,
+        "Upload a piece of data: its body is the bytes",
+        errors=(e.DataNotOffered, e.DataMismatch, e.StorageFull, e.RelayUnavailable),
+        takes_bytes=True,
+        scope="submit",
+    ),
+    Route(
+        "GET",
+        "/v3/data/{digest}",
+        data.read,
+        bytes,
+        "Download a piece of data of one's own: the answer is the bytes",
+        errors=(e.DataNotFound, e.PayloadLost, e.RelayBusy, e.RelayUnavailable),
+        gives_bytes=True,
+        scope="read",
     ),
     *_ACTION_ROUTES,
     *_LOGIN_ROUTES,

@@ -45,7 +45,7 @@ from mep_wire.limits import (
 )
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.user_values import unusable_texts
-from relay.api import endpoints, functions
+from relay.api import data, endpoints, functions
 from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.json_values import to_json_value
@@ -77,6 +77,8 @@ async def submit(service: ApiContext, request: Request) -> SubmitAnswer:
         runtime[END_USER] = request.caller.end_user
     await service.checks.check(endpoint.endpoint_id, endpoint.user_config_schema, config)
     tasks, names = _new_tasks(service, request.caller, endpoint, body)
+    if body.pieces:
+        tasks = await _with_pieces(service, request.caller, tasks, body.pieces)
     group_id = _as_uuid(body.task_group_id, "task_group_id") if body.task_group_id else str(uuid.uuid4())
     submission = Submission(
         caller=request.caller,
@@ -228,6 +230,20 @@ def _append(
                 priority=options.priority,
             )
         )
+
+
+async def _with_pieces(
+    service: ApiContext, caller: Caller, tasks: list[NewTask], pieces: Mapping[str, list[str]]
+) -> list[NewTask]:
+    """Return tasks with the names of the chunks that hold their arguments by reference."""
+    named = {_raw_uuid(task_id, "pieces"): each for task_id, each in pieces.items()}
+    if unknown := named.keys() - {task.task_id for task in tasks}:
+        raise BodyInvalid(reason=f"pieces: {len(unknown)} ids of no task in task_ids")
+    found = await data.names(service, caller.account_id, {key.hex(): texts for key, texts in named.items()})
+    return [
+        msgspec.structs.replace(task, pieces=found[key]) if (key := task.task_id.hex()) in found else task
+        for task in tasks
+    ]
 
 
 def _task_ids(chosen: Mapping[str, list[str]] | None, name: str, count: int) -> list[bytes]:

@@ -25,6 +25,7 @@ from mep_wire.errors import (
 from mep_wire.limits import LINK_DEAD_S
 from mep_wire.states import TaskState, UepState
 from mep_wire.waits import Wait
+from relay.dispatch.data_pieces import DataPieces
 from relay.dispatch.deadlines import QueueDeadlines
 from relay.dispatch.live_output import LiveOutput
 from relay.dispatch.live_state import Joining, LiveState, ManagerLink, Uep, durable
@@ -84,6 +85,8 @@ class Dispatcher:
         self._ueps = UepHandlers(self.live, self.delivery, self.starts, self._process_loss)
         self._task_events = TaskRecordFeed(self.live, self._audited)
         self._submissions = Submissions(self.live, self.delivery, self.deadlines, limits)
+        self.data = DataPieces(self.live, self.payloads, self._submissions.quota, limits.data_bytes)
+        self.delivery.max_data_bytes = self.data.most_bytes
         self._store, self._plane = store, link_
         self._from_peer, self._from_manager, self._from_uep = self._of_peers(), self._of_managers(), self._of_ueps()
 
@@ -121,6 +124,8 @@ class Dispatcher:
             messages.Results: self._ueps.results,
             messages.Returned: self._ueps.returned,
             messages.Lost: self._ueps.lost,
+            messages.WantPieces: self.data.send,
+            messages.StorePiece: self.data.take,
             messages.Goodbye: self._ueps.goodbye,
         }
 

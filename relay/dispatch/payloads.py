@@ -51,9 +51,30 @@ class Payloads:
         kept = dict(zip(map(id, large), await asyncio.gather(*(self._keep(owner, one) for one in large)), strict=True))
         return [kept.get(id(part), part) for part in parts]
 
+    @property
+    def takes_pieces(self) -> bool:
+        """Whether there is a storage for data by reference."""
+        return self._chunks is not None
+
+    async def digest_of(self, data: bytes) -> bytes:
+        """Return the SHA-256 of some bytes."""
+        return await self._run(lambda: hashlib.sha256(data).digest())
+
+    async def keep_piece(self, owner: str, digest: bytes, data: bytes, until: float) -> bool:
+        """Store a piece of data by reference, whose SHA-256 was checked; nothing collects it before `until`. Return
+        whether it is new. Raises RelayUnavailable."""
+        wanted = new_name(owner, digest)
+        name, stored = await durable(
+            self._store.submit(lambda tx: tx.claim_chunk(wanted, owner, digest, len(data), until))
+        )
+        if not stored:
+            await self._run(lambda: self._storage.put(name, data))
+            await durable(self._store.submit(lambda tx: tx.chunk_stored(name)))
+        return not stored
+
     async def _keep(self, owner: str, part: P) -> P:
         data = part.payload
-        digest = await self._run(lambda: hashlib.sha256(data).digest())
+        digest = await self.digest_of(data)
         claim = partial(_claim, new_name(owner, digest), owner, digest, len(data))
         name, stored = await durable(self._store.submit(claim))
         if not stored:

@@ -42,6 +42,8 @@ class PersonLimits:
     payload_bytes: int = MAX_PAYLOAD_BYTES
     """Arguments of one task."""
     result_bytes: int = MAX_PAYLOAD_BYTES
+    data_bytes: int = 0
+    """Arguments or a result by reference; 0: none are."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +66,7 @@ class Submissions:
         self, live: LiveState, delivery: TaskDelivery, deadlines: QueueDeadlines, limits: PersonLimits
     ) -> None:
         self._live, self._delivery, self._deadlines, self._limits = live, delivery, deadlines, limits
-        self._quota = Quota(live.store, limits.stored_bytes)
+        self.quota = Quota(live.store, limits.stored_bytes)
 
     async def store(self, submission: Submission) -> Uep:
         """Store the tasks and send those that may be sent; return the user endpoint that is to run them.
@@ -76,13 +78,13 @@ class Submissions:
         account, tasks = submission.caller.account_id, submission.tasks
         size = sum(len(task.payload) for task in tasks)
         self._check_count(submission)
-        self._quota.check(account, size)
+        self.quota.check(account, size)
         uep = await self._user_endpoint(submission)
         added = await self._delivery.add(uep, account, submission.group_id, tasks)
         uep.used_at = self._live.loop.time()
         self._deadlines.expect(tasks[0].deadline)
         self._live.open_tasks.changed(account, submission.endpoint_id, added.new)
-        self._quota.added(account, size)
+        self.quota.added(account, size)
         self._note_use(tasks)
         return uep
 

@@ -23,7 +23,7 @@ from mep_wire.errors import (
     TaskExpired,
 )
 from mep_wire.ids import uuid_text
-from mep_wire.limits import MAX_PAYLOAD_BYTES
+from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_PIECES
 from mep_wire.states import TaskState, UepState
 from relay.dispatch.dependencies import Dependents, check, hold, release
 from relay.dispatch.live_state import STORE_RETRY_S, LiveState, Uep, durable
@@ -74,6 +74,8 @@ class TaskDelivery:
         self.dependents = Dependents(live.store, self.payloads)
         self.wanted: Callable[[Uep], None] = lambda _uep: None
         """Called with a user endpoint that has something to run again."""
+        self.max_data_bytes = 0
+        """Largest result by reference; 0: none is."""
         self._started: dict[int, set[int]] = {}
 
     # --- out --------------------------------------------------------------------------------------
@@ -595,6 +597,7 @@ def _ending(item: messages.ResultItem, most_bytes: int) -> TaskEnding:
         task_id=_raw_id(item.task_id),
         block_id=item.block_id,
         job_id=item.job_id,
+        digests=tuple(dict.fromkeys(item.pieces))[:MAX_PIECES] if item.pieces else (),
     )
 
 

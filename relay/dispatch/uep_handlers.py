@@ -128,7 +128,10 @@ class UepHandlers:
         if uep.record.seen_at < time.time() - SEEN_S:  # else the first result would wait for this commit
             self._live.saw([uep])
         welcome = messages.UepWelcome(
-            heartbeat_s=HEARTBEAT_S, max_result_bytes=self._delivery.max_result_bytes, takes_output=True
+            heartbeat_s=HEARTBEAT_S,
+            max_result_bytes=self._delivery.max_result_bytes,
+            max_data_bytes=self._delivery.max_data_bytes,
+            takes_output=True,
         )
         self._live.link_.send(peer, codec.encode(welcome))
 

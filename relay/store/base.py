@@ -267,6 +267,12 @@ class SweepTx(Protocol):
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
         """Forget up to `limit` chunks that nothing refers to and that were claimed before this time; return them."""
 
+    def chunk_stored(self, name: str) -> None:
+        """The bytes of a claimed chunk are stored."""
+
+    def keep_pieces(self, owner: str, digests: Sequence[bytes], until: float) -> dict[bytes, str]:
+        """Return the names of the person's stored chunks among these, which are not collected before `until`."""
+
     def compact(self, pages: int) -> None:
         """Give up to so many unused pages back to the file system."""
 
@@ -407,6 +413,12 @@ class TaskReads(Protocol):
 
     def has_chunk(self, name: str) -> bool:
         """Return whether there is a chunk of this name."""
+
+    def piece(self, owner: str, digest: bytes) -> str | None:
+        """Return the name of the person's stored chunk with this SHA-256."""
+
+    def piece_of_uep(self, owner: str, digest: bytes, uep_row: int) -> str | None:
+        """Return the same where an unfinished task of this user endpoint has it among its arguments."""
 
     def group(self, group_id: str) -> GroupRef | None:
         """Return a task group."""

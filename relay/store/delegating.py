@@ -250,6 +250,12 @@ class DelegatingTx:
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
         return self._tx.collect_chunks(touched_before, limit)
 
+    def chunk_stored(self, name: str) -> None:
+        self._tx.chunk_stored(name)
+
+    def keep_pieces(self, owner: str, digests: Sequence[bytes], until: float) -> dict[bytes, str]:
+        return self._tx.keep_pieces(owner, digests, until)
+
     def compact(self, pages: int) -> None:
         self._tx.compact(pages)
 
@@ -381,6 +387,12 @@ class DelegatingStore:
 
     def has_chunk(self, name: str) -> bool:
         return self._inner.has_chunk(name)
+
+    def piece(self, owner: str, digest: bytes) -> str | None:
+        return self._inner.piece(owner, digest)
+
+    def piece_of_uep(self, owner: str, digest: bytes, uep_row: int) -> str | None:
+        return self._inner.piece_of_uep(owner, digest, uep_row)
 
     def group(self, group_id: str) -> GroupRef | None:
         return self._inner.group(group_id)

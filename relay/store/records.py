@@ -186,6 +186,8 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     chunk_size: int = 0
     depends_on: tuple[bytes, ...] = ()
     """The ids of the tasks that it waits for."""
+    pieces: tuple[str, ...] = ()
+    """The names of the chunks that hold its arguments by reference."""
 
 
 class Dependency(msgspec.Struct, frozen=True, kw_only=True):
@@ -262,6 +264,8 @@ class TaskEnding(msgspec.Struct, frozen=True, kw_only=True):
     chunk: str = ""
     """The name of the chunk that holds the payload; empty: `payload` has it."""
     chunk_size: int = 0
+    digests: tuple[bytes, ...] = ()
+    """SHA-256 of the pieces that the payload refers to."""
 
 
 class Completion(msgspec.Struct, frozen=True, kw_only=True):

@@ -147,6 +147,12 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX dependencies_on ON dependencies (on_row);
     """,
+    """
+    CREATE TABLE chunk_uses (
+        chunk TEXT NOT NULL, row INTEGER NOT NULL, in_result INTEGER NOT NULL, PRIMARY KEY (chunk, row, in_result)
+    ) WITHOUT ROWID;
+    CREATE INDEX chunk_uses_row ON chunk_uses (row);
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

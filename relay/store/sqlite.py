@@ -429,7 +429,16 @@ class _SweepTx(_Part):
         return found, bool(stored)
 
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
-        return [row[0] for row in self._db.execute(sql.COLLECT_CHUNKS, (touched_before, limit)).fetchall()]
+        names = [row[0] for row in self._db.execute(sql.COLLECT_CHUNKS, (touched_before, limit)).fetchall()]
+        self._db.executemany(sql.FORGET_USES, [(name,) for name in names])
+        return names
+
+    def chunk_stored(self, name: str) -> None:
+        self._db.execute(sql.CHUNK_STORED, (name,))
+
+    def keep_pieces(self, owner: str, digests: Sequence[bytes], until: float) -> dict[bytes, str]:
+        found = {digest: self._db.execute(sql.KEEP_PIECE, (until, owner, digest)).fetchone() for digest in digests}
+        return {digest: row[0] for digest, row in found.items() if row is not None}
 
     def compact(self, pages: int) -> None:
         (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
@@ -549,6 +558,9 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         )
         self._next_row = max(self._next_row, rows[-1] + 1) if rows else self._next_row
         self._chunks_stored(tasks)
+        if any(task.pieces for task in tasks):
+            used = [(name, row, 0) for row, task in zip(rows, tasks, strict=True) for name in task.pieces]
+            self._db.executemany(sql.USE_CHUNK, used)
 
     def _chunks_stored(self, parts: Sequence[NewTask] | Sequence[TaskEnding]) -> None:
         if names := {part.chunk for part in parts if part.chunk}:
@@ -670,9 +682,18 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             )
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             rows.append(one.row)
+            if one.digests:
+                self._use_in_result(one)
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
         self._chunks_stored(endings)
         return Settled(groups=frozenset(groups), ended=len(rows), foreign=foreign, rows=rows)
+
+    def _use_in_result(self, ending: TaskEnding) -> None:
+        (owner,) = self._db.execute(sql.OWNER_OF_TASK, (ending.row,)).fetchone()
+        for digest in ending.digests:
+            found = self._db.execute(sql.OWN_PIECE, (owner, digest)).fetchone()
+            if found is not None:  # else it was not stored before: whoever reads the result is told
+                self._db.execute(sql.USE_CHUNK, (found[0], ending.row, 1))
 
     def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()
@@ -887,6 +908,14 @@ class SqlReads(abc.ABC):
 
     def has_chunk(self, name: str) -> bool:
         return self._one(sql.KNOWN_CHUNK, name) is not None
+
+    def piece(self, owner: str, digest: bytes) -> str | None:
+        row = self._one(sql.OWN_PIECE, owner, digest)
+        return str(row[0]) if row else None
+
+    def piece_of_uep(self, owner: str, digest: bytes, uep_row: int) -> str | None:
+        row = self._one(sql.PIECE_OF_UEP, owner, digest, uep_row)
+        return str(row[0]) if row else None
 
     def group(self, group_id: str) -> GroupRef | None:
         row = self._one(sql.GROUP, group_id)

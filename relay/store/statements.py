@@ -263,6 +263,7 @@ SWEEP = (
     "DELETE FROM inputs WHERE row = ?",
     "DELETE FROM dependencies WHERE row = ?",
     "DELETE FROM tasks WHERE row = ?",
+    "DELETE FROM chunk_uses WHERE row = ?",
 )
 SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
 ADD_BYTES = "UPDATE task_groups SET bytes = bytes + ? WHERE group_row = ?"
@@ -293,7 +294,21 @@ COLLECT_CHUNKS = (
     "DELETE FROM chunks WHERE name IN (SELECT name FROM chunks c WHERE touched_at < ? "
     "AND NOT EXISTS (SELECT 1 FROM inputs i WHERE i.chunk = c.name AND i.chunk <> '') "
     "AND NOT EXISTS (SELECT 1 FROM results r WHERE r.chunk = c.name AND r.chunk <> '') "
+    "AND NOT EXISTS (SELECT 1 FROM chunk_uses u WHERE u.chunk = c.name AND (u.in_result = 1 OR EXISTS "
+    "(SELECT 1 FROM inputs i WHERE i.row = u.row))) "
     "ORDER BY touched_at LIMIT ?) RETURNING name"
+)
+# Pieces of data by reference: chunks that tasks name in `chunk_uses`, for their arguments or for their results.
+OWN_PIECE = "SELECT name FROM chunks WHERE owner = ? AND digest = ? AND stored = 1"
+KEEP_PIECE = "UPDATE chunks SET touched_at = ? WHERE owner = ? AND digest = ? AND stored = 1 RETURNING name"
+OWNER_OF_TASK = "SELECT g.owner FROM tasks t JOIN task_groups g ON g.group_row = t.group_row WHERE t.row = ?"
+USE_CHUNK = "INSERT INTO chunk_uses (chunk, row, in_result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+FORGET_USES = "DELETE FROM chunk_uses WHERE chunk = ?"
+# A user endpoint reads what its own unfinished tasks need, and nothing else of the person's.
+PIECE_OF_UEP = (
+    "SELECT c.name FROM chunks c WHERE c.owner = ? AND c.digest = ? AND c.stored = 1 AND EXISTS (SELECT 1 "
+    "FROM chunk_uses u JOIN tasks t ON t.row = u.row WHERE u.chunk = c.name AND u.in_result = 0 "
+    f"AND t.uep_row = ? AND t.state < {_END})"
 )
 KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
 

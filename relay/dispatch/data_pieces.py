@@ -1,0 +1,156 @@
+"""Data by reference: the pieces that people upload for their tasks, and that user endpoints fetch and bring.
+
+A piece belongs to one person, and the same bytes of one person are one chunk (`relay.dispatch.payloads`). To know a
+digest gives nothing. A person reads their own pieces alone. A user endpoint, known by the key of its link, reads the
+pieces of the arguments of its own unfinished tasks, and nothing else of its person's; it can add pieces for results.
+Uploads are kept for KEEP_S without a task, and payloads.KEEP_S after their last one. Called by the API and by the
+dispatcher, in the event loop's thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from mep_wire import codec, messages
+from mep_wire.errors import (
+    DataExpired,
+    DataMismatch,
+    DataNotFound,
+    DataNotOffered,
+    LinkMessageInvalid,
+    MepError,
+    PayloadTooLarge,
+)
+from mep_wire.limits import DATA_PIECE_BYTES, MAX_PIECES_WANTED
+from relay.dispatch.live_state import LiveState, Uep, durable
+from relay.dispatch.payloads import Payloads
+from relay.dispatch.storage_quota import Quota
+from relay.link.base import Peer
+from relay.log import peer_log
+
+KEEP_S = 24 * 3600.0
+"""How long an uploaded piece is kept that no task refers to: a client may have to wait for its relay meanwhile."""
+_DIGEST_BYTES = 32
+_AT_ONCE = 16
+"""Pieces that are read for user endpoints at a time: they wait in memory until their link takes them."""
+_SLOW_PEER_S = 0.05
+_MOST_OF_LINK = 2 * MAX_PIECES_WANTED
+"""Those of the link before may still be under way."""
+
+
+class DataPieces:
+    """See the module. `most_bytes`: the largest arguments or result by reference."""
+
+    def __init__(self, live: LiveState, payloads: Payloads, quota: Quota, most_bytes: int) -> None:
+        self._live, self._payloads, self._quota = live, payloads, quota
+        self.most_bytes = most_bytes if payloads.takes_pieces else 0
+        self._reading = asyncio.Semaphore(_AT_ONCE)
+        self._under_way: dict[bytes, int] = {}
+
+    # --- for people -------------------------------------------------------------------------------
+
+    async def store(self, owner: str, digest: bytes, data: bytes) -> None:
+        """Store a piece; one that is there already is kept on. Raises DataNotOffered, PayloadTooLarge, DataMismatch,
+        StorageFull, RelayUnavailable."""
+        if not self.most_bytes:
+            raise DataNotOffered
+        if len(data) > DATA_PIECE_BYTES:
+            raise PayloadTooLarge(what="The piece", size=len(data), limit=DATA_PIECE_BYTES)
+        if await self._payloads.digest_of(data) != digest:
+            raise DataMismatch(digest=digest.hex())
+        if self._live.store.piece(owner, digest) is None:
+            self._quota.check(owner, len(data))
+        if await self._payloads.keep_piece(owner, digest, data, time.time() + KEEP_S):
+            self._quota.added(owner, len(data))
+
+    async def keep(self, owner: str, digests: Sequence[bytes], keep_s: float = KEEP_S) -> dict[bytes, str]:
+        """Return the names of the person's pieces among these, which are kept on. Raises RelayUnavailable."""
+        until = time.time() + keep_s
+        return await durable(self._live.store.submit(lambda tx: tx.keep_pieces(owner, digests, until)))
+
+    async def names(self, owner: str, digests: Sequence[bytes]) -> dict[bytes, str]:
+        """Return the names of all these pieces of a submission. Raises DataNotOffered, DataExpired,
+        RelayUnavailable."""
+        if not self.most_bytes:
+            raise DataNotOffered
+        found = await self.keep(owner, digests, 0.0)  # from now on the tasks keep them
+        if missing := len(digests) - len(found):
+            raise DataExpired(count=missing, hours=round(KEEP_S / 3600))
+        return found
+
+    async def read(self, owner: str, digest: bytes) -> bytes:
+        """Return a piece of the person's. Raises DataNotFound, PayloadLost, RelayUnavailable."""
+        name = self._live.store.piece(owner, digest)
+        if name is None:
+            raise DataNotFound(digest=digest.hex())
+        return await self._payloads.fetch(name)
+
+    # --- for user endpoints -----------------------------------------------------------------------
+
+    def send(self, uep: Uep, message: messages.WantPieces) -> None:
+        """Send a user endpoint pieces of its tasks' arguments. Raises LinkMessageInvalid."""
+        for digest in message.digests:
+            self._live.run(self._send(uep, self._begin(uep), digest))
+
+    async def _send(self, uep: Uep, peer: Peer, digest: bytes) -> None:
+        try:
+            async with self._reading:
+                piece = await self._piece(uep, digest)
+                while uep.peer is peer and not self._live.link_.writable(peer):  # noqa: ASYNC110 - as for tasks
+                    await asyncio.sleep(_SLOW_PEER_S)
+                if uep.peer is peer:
+                    self._live.link_.send(peer, codec.encode(piece))
+        finally:
+            self._end(peer)
+
+    async def _piece(self, uep: Uep, digest: bytes) -> messages.Piece:
+        try:
+            name = self._live.store.piece_of_uep(uep.record.account_id, digest, uep.row)
+            if name is None:
+                raise DataNotFound(digest=digest.hex())
+            return messages.Piece(digest=digest, data=await self._payloads.fetch(name))
+        except MepError as error:
+            self._log("a piece of data cannot be sent", uep, error)
+            return messages.Piece(digest=digest, code=error.code, text=error.text)
+
+    def take(self, uep: Uep, message: messages.StorePiece) -> None:
+        """Store a piece of a result. Raises LinkMessageInvalid."""
+        self._live.run(self._take(uep, self._begin(uep), message))
+
+    async def _take(self, uep: Uep, peer: Peer, message: messages.StorePiece) -> None:
+        code = text = ""
+        try:
+            await self.store(uep.record.account_id, message.digest, message.data)
+        except MepError as error:
+            self._log("a piece of a result cannot be stored", uep, error)
+            code, text = error.code, error.text
+        finally:
+            self._end(peer)
+        if uep.peer is peer:
+            self._live.link_.send(peer, codec.encode(messages.PieceStored(digest=message.digest, code=code, text=text)))
+
+    def _begin(self, uep: Uep) -> Peer:
+        """Count a piece under way. Raises LinkMessageInvalid for too many: they are held in memory."""
+        peer = uep.peer
+        if peer is None or (count := self._under_way.get(peer.key, 0)) >= _MOST_OF_LINK:
+            raise LinkMessageInvalid(reason="more pieces of data than may be under way")
+        self._under_way[peer.key] = count + 1
+        return peer
+
+    def _end(self, peer: Peer) -> None:
+        self._under_way[peer.key] -= 1
+        if not self._under_way[peer.key]:
+            del self._under_way[peer.key]
+
+    def _log(self, event: str, uep: Uep, error: MepError) -> None:
+        peer_log.warning(event, uep=uep.record.uep_id, reason=error, detail=error.detail)
+
+
+def raw_digest(text: str) -> bytes:
+    """Return the bytes of a SHA-256 in hexadecimal digits. Raises ValueError."""
+    raw = bytes.fromhex(text)
+    if len(raw) != _DIGEST_BYTES or len(text) != 2 * _DIGEST_BYTES:
+        raise ValueError("not a SHA-256")
+    return raw
