@@ -127,8 +127,7 @@ class Starting:
         spool, functions = open_spool(paths, log), Functions(paths.run)
         self._servers.title = title = _title(self._request, self._bundle)
         settings = self._rendering.result()
-        for key in settings.not_applicable:
-            log.warning("a key of the template means nothing here", key=key)
+        _tell_not_applicable(settings, log)
         lists = self._function_lists(settings)
         run_commands("endpoint_setup", settings.endpoint_setup, paths.run, setup_limit_s(self._bundle.parent_config))
         context = EngineContext(paths.run, paths.worker_log, self._servers, self._bundle.audit_tasks)
@@ -150,6 +149,7 @@ class Starting:
             reporter=self._reporter,
             log=log,
             attempts=attempts(settings),
+            data_directory=f"{paths.run}/data",
             page=FiguresPage(self._page, values=_values(self._request), log_path=paths.log),
         )
         link.hello = endpoint.hello
@@ -176,6 +176,11 @@ class Starting:
         except EndpointMisconfigured as error:
             error.detail = located(error.detail, settings.lines)
             raise
+
+
+def _tell_not_applicable(settings: UepSettings, log: BoundedLog) -> None:
+    for key in settings.not_applicable:
+        log.warning("a key of the template means nothing here", key=key)
 
 
 def _make_engine(settings: UepSettings, context: EngineContext) -> Engine:

@@ -14,7 +14,9 @@ from typing import Final
 
 from mep_link.client import LinkClient
 from mep_wire import PROTOCOL_VERSION, messages
+from mep_wire.data_frames import is_data
 from mep_wire.errors import (
+    DataUnavailable,
     EngineFailed,
     FunctionCodeChanged,
     JoinRefused,
@@ -28,6 +30,8 @@ from mep_wire.limits import MAX_PAYLOAD_BYTES, MAX_PUBLIC_TEXT
 from mep_wire.waits import SENTENCES, WaitCode
 from user_endpoint.bounded_log import BoundedLog
 from user_endpoint.credit import MAX_HELD_BYTES, CreditLedger, Ledger
+from user_endpoint.data_cache import DataCache
+from user_endpoint.data_transfers import DataTransfers
 from user_endpoint.deadlines import RunningDeadlines
 from user_endpoint.descriptors import Headroom
 from user_endpoint.engines.base import (
@@ -90,6 +94,7 @@ class UserEndpoint:
         log: BoundedLog,
         attempts: Attempts | None = None,
         headroom: Headroom | None = None,
+        data_directory: str = "",
         page: FiguresPage | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -118,6 +123,20 @@ class UserEndpoint:
         self._results: list[messages.ResultItem] = []
         self._flushed_at = -GATHER_S
         self._takes_output, self._printed_bytes, self._printed_since = False, 0, 0.0
+        self._data = self._transfers(DataCache(data_directory)) if data_directory else None
+
+    def _transfers(self, cache: DataCache) -> DataTransfers:
+        return DataTransfers(
+            cache,
+            self._log,
+            send=self._sent,
+            ready=self._run,
+            failed=self._fail,
+            bring=lambda item: self._send(messages.Results(items=[item])),
+            replace=self._replace,
+            is_held=lambda row: row in self._ledger.held,
+            clock=self._clock,
+        )
 
     # --- the relay ------------------------------------------------------------------------------------
 
@@ -163,7 +182,11 @@ class UserEndpoint:
                         self._ledger.release(row)
                 case messages.CancelTasks():
                     self._submit()
-                    self._engine.cancel(message.rows)
+                    self._cancel(message.rows)
+                case messages.Piece() if self._data is not None:
+                    self._data.came(message)
+                case messages.PieceStored() if self._data is not None:
+                    self._data.stored(message)
                 case messages.UepWelcome():
                     self._welcomed(message)
                 case messages.StopUep():
@@ -178,7 +201,9 @@ class UserEndpoint:
         self._enrolled = True
         self._max_result_bytes, self._takes_output = welcome.max_result_bytes, welcome.takes_output
         self._log.info("joined the relay", held=len(self._ledger), spooled=len(self._spool))
-        self._resending = in_batches(self._spool.unconfirmed())
+        if self._data is not None:
+            self._data.welcomed(welcome.max_data_bytes)
+        self._resending = in_batches(self._spooled())
         for _ in range(RESEND_BATCHES):
             self._resend()
         if lost := self._attempts.message(everything=True):
@@ -187,6 +212,14 @@ class UserEndpoint:
         if not self._ready:
             self._ready = True
             self._reporter.ready()
+
+    def _spooled(self) -> Iterator[messages.ResultItem]:
+        """Yield every unconfirmed result that can be sent at once; those by reference follow their pieces."""
+        for item in self._spool.unconfirmed():
+            if item.pieces and self._data is not None:
+                self._data.hand_over(item)
+            else:
+                yield item
 
     def _resend(self) -> None:
         """Send the next batch of results that an earlier connection or process left."""
@@ -223,7 +256,7 @@ class UserEndpoint:
             if self._attempts.comes_again(task):
                 self._ledger.release(task.row)
             if ended is not None:
-                self._send(messages.Results(items=[ended]))  # the relay repeats itself, and so do we
+                self._send_again(ended)  # the relay repeats itself, and so do we
             elif self.stopping is not None and self.stopping.engine_stopped:
                 self._returned.append(task.row)
             elif self._ledger.take(task):
@@ -237,19 +270,25 @@ class UserEndpoint:
                 self._code_changed(task.function_id, error)
             self._fail(task, error)
             return
-        payload = task.payload
+        if task.expires_in_s:
+            self._deadlines.add(task.row, self._clock() + task.expires_in_s)
+        if self._data is not None and is_data(task.payload):
+            self._data.admit(task)
+        else:
+            self._run(task, task.payload, code)
+
+    def _run(self, task: messages.TaskItem, payload: bytes, code: bytes = b"") -> None:
+        """Have the engine run a task. Without its function's code, that is looked up again."""
         if task.inputs:
             from mep_sdk.serialize import with_inputs  # few tasks have the results of others
 
             payload = with_inputs(payload, task.inputs)
-        if task.expires_in_s:
-            self._deadlines.add(task.row, self._clock() + task.expires_in_s)
         self._to_run.append(
             EngineTask(
                 task.row,
                 task.task_id,
                 task.function_id,
-                code,
+                code or self._admission.code_of(task),
                 payload,
                 task.resource_spec,
                 task.walltime_s,
@@ -257,6 +296,14 @@ class UserEndpoint:
                 priority=task.priority,
             )
         )
+
+    def _cancel(self, rows: Iterable[int]) -> None:
+        """End tasks: those that wait for their arguments here, the others in the engine."""
+        rows = list(rows)
+        if self._data is not None:
+            for task in self._data.forget(rows):
+                self._fail(task, TaskCancelled())
+        self._engine.cancel(rows)
 
     def _code_changed(self, function_id: str, error: FunctionCodeChanged) -> None:
         """Tell the administrator, once for each function: the relay serves other code than was pinned."""
@@ -329,10 +376,35 @@ class UserEndpoint:
             error = ResultTooLarge(size=len(item.payload), limit=self._max_result_bytes)
             times = (item.started_at, item.ended_at)
             item = messages.ResultItem(item.row, item.task_id, error.code, error.text, b"", *times)
+        if self._data is not None and not item.code:
+            item = self._with_pieces(self._data, item)
         if item.code:
             self._log_failure(task, item)
-        self._results.append(item)
+        if item.pieces and self._data is not None:
+            self._spool.add([item])
+            self._data.hand_over(item)
+        else:
+            self._results.append(item)
         self._page.ended(item.code, item.text)
+
+    def _with_pieces(self, data: DataTransfers, item: messages.ResultItem) -> messages.ResultItem:
+        try:
+            return data.finished(item)
+        except (DataUnavailable, ResultTooLarge) as error:
+            return _failed(item, error)
+
+    def _replace(self, item: messages.ResultItem, error: MepError) -> None:
+        """A result that was spooled cannot be stored at the relay: its task ends with an error."""
+        self._log.warning("a large result is lost", task=item.task_id, code=error.code, reason=error.text)
+        ended = _failed(item, error)
+        self._spool.add([ended])
+        self._send(messages.Results(items=[ended]))
+
+    def _send_again(self, item: messages.ResultItem) -> None:
+        if item.pieces and self._data is not None:
+            self._data.hand_over(item)
+        else:
+            self._send(messages.Results(items=[item]))
 
     def _log_failure(self, task: messages.TaskItem, item: messages.ResultItem) -> None:
         """Log the end of a task that did not succeed. A person quotes the task's id, its correlation id."""
@@ -383,6 +455,13 @@ class UserEndpoint:
         """Say it if the relay has welcomed us; otherwise the next hello and the spool say it."""
         if self.link is not None and self.link.welcomed:
             self.link.send(message)
+
+    def _sent(self, message: messages.WantPieces | messages.StorePiece) -> bool:
+        """Send a message of data if the link is up; return whether it is."""
+        if self.link is None or not self.link.welcomed:
+            return False
+        self.link.send(message)
+        return True
 
     def _grant(self) -> None:
         if self.link is None or not self.link.welcomed or self.stopping is not None:
@@ -439,9 +518,18 @@ class UserEndpoint:
             self._log.info("ending", code=code, text=text, held=len(self._ledger))
             self.stopping = Stopping(code, text, self._clock(), grace_s)
             self._submit()
+            self._return_waiting()
             self._engine.drain()
         elif grace_s is not None:
             self.stopping.hurry(self._clock() + grace_s)
+
+    def _return_waiting(self) -> None:
+        """Give back the tasks that wait for their arguments."""
+        if self._data is not None:
+            for task in self._data.forget(self._data.waiting):
+                self._ledger.release(task.row)
+                self._deadlines.forget(task.row)
+                self._returned.append(task.row)
 
     def drain(self) -> None:
         """Accept no further tasks, let the running ones finish, and end. Tasks that have not begun wait."""
@@ -457,6 +545,8 @@ class UserEndpoint:
         if self._page.due is not None and now >= self._page.due:
             self._tell_figures()
         self._expire(now)
+        if self._data is not None:
+            self._data.tick()
         if self._headroom.look():  # what `_grant` goes by
             text = "not requesting tasks: few descriptors are free" if self._headroom.low else "requesting tasks again"
             self._log.warning(text, held=len(self._ledger))
@@ -476,7 +566,7 @@ class UserEndpoint:
             return
         for row in due:
             self._deadlines.expire(row)
-        self._engine.cancel(due)
+        self._cancel(due)
 
     def _engine_stopped_by(self, now: float) -> bool:
         """Return whether all tasks have ended, ending them by force when their time is over."""
@@ -519,6 +609,7 @@ class UserEndpoint:
         due = [self._headroom.next_look(), self._deadlines.next(), self._spool.tick_at]
         due.append(self._flushed_at + GATHER_S if self._gathered else None)
         due.append(self._page.due)
+        due.append(self._data.retry_at if self._data is not None else None)
         if self.stopping is None:
             due.append(self._idle.deadline(busy=self._busy))
         elif self._ledger or self.stopping.engine_stopped:
@@ -526,6 +617,13 @@ class UserEndpoint:
         else:
             due.append(self._clock())
         return min((when for when in due if when is not None), default=None)
+
+
+def _failed(item: messages.ResultItem, error: MepError) -> messages.ResultItem:
+    """Return the result of a task that ends with an error after all."""
+    return messages.ResultItem(
+        item.row, item.task_id, error.code, error.text, b"", item.started_at, item.ended_at, item.block_id, item.job_id
+    )
 
 
 def in_batches(items: Iterable[messages.ResultItem]) -> Iterator[list[messages.ResultItem]]:

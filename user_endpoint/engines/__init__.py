@@ -50,7 +50,11 @@ def make_engine(chosen: settings.EngineSettings, context: EngineContext) -> Engi
             from user_endpoint.engines.start_journals import StartJournals
             from user_endpoint.engines.thread_pool import ThreadPoolEngine
 
-            return ThreadPoolEngine(max_workers=chosen.max_workers, notes=StartJournals(context.run_directory))
+            return ThreadPoolEngine(
+                max_workers=chosen.max_workers,
+                notes=StartJournals(context.run_directory),
+                data_directory=f"{context.run_directory}/data",
+            )
         case settings.GlobusComputeSettings():  # and GlobusMPIEngine, which is one
             from user_endpoint.engines.htex.engine import HtexEngine
             from user_endpoint.library_log import forward_library_log

@@ -44,12 +44,14 @@ class ThreadPoolEngine:
         max_workers: int | None = None,
         notes: StartJournals | None = None,
         max_result_bytes: int = MAX_PAYLOAD_BYTES,
+        data_directory: str = "",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker_python = OWN_PYTHON
         self._max_workers = max_workers or len(os.sched_getaffinity(0))
         self.capacity = 4 * self._max_workers
         self._max_result_bytes, self._clock = max_result_bytes, clock
+        self._data_directory = data_directory
         self._read, self._write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._changed = threading.Condition()
         self._queue: deque[EngineTask] = deque()
@@ -165,7 +167,13 @@ class ThreadPoolEngine:
         own_pid = os.getpid()
         while (task := self._next()) is not None:
             began = time.time()
-            outcome = run_task(task.function, task.payload, max_result_bytes=self._max_result_bytes, cache=cache)
+            outcome = run_task(
+                task.function,
+                task.payload,
+                max_result_bytes=self._max_result_bytes,
+                cache=cache,
+                data_directory=self._data_directory,
+            )
             if os.getpid() != own_pid:  # the task forked, and its child came back here: it is no thread of the engine's
                 os._exit(0)
             item = ResultItem(task.row, task.task_id, outcome.code, outcome.text, outcome.payload, began, time.time())

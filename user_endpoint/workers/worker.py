@@ -72,6 +72,7 @@ def serve(
     log = _begun_log()
     task_main.install()
     keep_output()
+    data = f"{run_directory}/data" if run_directory else ""
     environment = TaskEnvironment(directory=directory, run_directory=run_directory, sandbox=sandbox)
     own_pid = _own_pid()
     ring: RingWriter | None = None
@@ -97,7 +98,9 @@ def serve(
             outcome = TaskOutcome(EngineFailed.code, EngineFailed(reason=f"no directory for it: {error}").text, b"")
         else:
             own = copy_context()  # what it sets there, as decimal's context, goes with it
-            outcome = own.run(run_task, function, payload, max_result_bytes=max_result_bytes, cache=loaded)
+            outcome = own.run(
+                run_task, function, payload, max_result_bytes=max_result_bytes, cache=loaded, data_directory=data
+            )
         _flush_output(foreign_code.attempt)
         if _own_pid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
