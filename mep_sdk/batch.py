@@ -5,22 +5,27 @@ from __future__ import annotations
 import platform
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
 from mep_sdk.argument_checks import FUNCTION_IDS, GROUP_IDS, check_call, check_kind, checked_id
 from mep_sdk.compute_serializer import ComputeSerializer
+from mep_sdk.encoding import OverLimit
 from mep_sdk.serialize import serialize_arguments
 from mep_sdk.strategies import Strategylike, name_of, result_ways
 from mep_sdk.task_options import Deadline, checked_options
 from mep_sdk.version import __version__
 from mep_wire import api, limits
+from mep_wire.data_frames import digests_of, is_data
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.ids import uuid7
 from mep_wire.user_values import check_characters
 
 UuidLike = UUID | str
+ByReference = Callable[[Sequence[Any], Mapping[str, Any], str, Sequence[str]], bytes]
+"""Makes a payload of arguments that are too large for one: args, kwargs, the function's name, and the ways in which the
+result may be sent."""
 
 
 def user_runtime() -> dict[str, str]:
@@ -44,21 +49,40 @@ def checked_payload(
     result_ways: Sequence[str] = (),
     explain: bool = True,
     live_output: bool = False,
+    by_reference: ByReference | None = None,
 ) -> bytes:
-    """Return serialized arguments. Raises ArgumentsUnserializable or PayloadTooLarge."""
-    payload = serialize_arguments(
-        tuple(args),
-        kwargs,
-        name=name,
-        as_json=as_json,
-        result_ways=result_ways,
-        explain=explain,
-        wants_output=True,
-        live_output=live_output,
-    )
-    if len(payload) > limits.MAX_PAYLOAD_BYTES:
-        raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)
-    return payload
+    """Return serialized arguments, or what `by_reference` makes of those that are too large. Raises
+    ArgumentsUnserializable, PayloadTooLarge, and what `by_reference` raises."""
+    try:
+        payload = serialize_arguments(
+            tuple(args),
+            kwargs,
+            name=name,
+            as_json=as_json,
+            result_ways=result_ways,
+            explain=explain,
+            wants_output=True,
+            live_output=live_output,
+            limit=limits.MAX_PAYLOAD_BYTES if by_reference is not None else 0,
+        )
+    except OverLimit:
+        assert by_reference is not None
+        return by_reference(args, kwargs, name, result_ways)
+    if len(payload) <= limits.MAX_PAYLOAD_BYTES:
+        return payload
+    if by_reference is not None and not as_json:
+        return by_reference(args, kwargs, name, result_ways)
+    raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)
+
+
+def pieces_of(payloads: Mapping[str, Sequence[bytes]], task_ids: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the pieces that arguments by reference are made of, by task id; both mappings are by function."""
+    return {
+        task_id: [digest.hex() for digest in digests_of(payload)]
+        for key, each in payloads.items()
+        for task_id, payload in zip(task_ids[key], each, strict=True)
+        if is_data(payload)
+    }
 
 
 class Batch:
@@ -79,9 +103,10 @@ class Batch:
         deadline_s: float | None = None,
         priority: int = 0,
         serializer: ComputeSerializer | None = None,
+        by_reference: ByReference | None = None,
     ) -> None:
         self.task_group_id = checked_id("task_group_id", task_group_id or uuid7(), GROUP_IDS)
-        self.serializer = serializer or ComputeSerializer()
+        self.serializer, self._by_reference = serializer or ComputeSerializer(), by_reference
         from mep_sdk.json_values import checked_json  # most scripts make no batch
 
         check_kind("resource_specification", resource_specification, dict, '{"num_nodes": 2}')
@@ -115,7 +140,13 @@ class Batch:
         key = checked_id("function_id", function_id, FUNCTION_IDS)
         check_call(args, kwargs)
         ways = result_ways(self.result_serializers or ())
-        payload = checked_payload(args or (), kwargs or {}, as_json=self.serializer.as_json, result_ways=ways)
+        payload = checked_payload(
+            args or (),
+            kwargs or {},
+            as_json=self.serializer.as_json,
+            result_ways=ways,
+            by_reference=self._by_reference,
+        )
         task_id = str(uuid7())
         with self._lock:
             self.tasks.setdefault(key, []).append(payload)
@@ -136,5 +167,6 @@ class Batch:
             resource_specification=self.resource_specification,
             result_serializers=self.result_serializers,
             create_queue=self.create_websocket_queue,
+            pieces=pieces_of(tasks, task_ids) or None,
             **self.options._asdict(),
         )

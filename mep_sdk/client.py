@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlencode
 from uuid import UUID
 
 import msgspec
 
 from mep_sdk import argument_checks as checks
+from mep_sdk import data_proxystore
 from mep_sdk.batch import Batch, UuidLike
 from mep_sdk.compute_serializer import ComputeSerializer
 from mep_sdk.errors import EndpointAmbiguous, NotOffered, RelayAnswerInvalid, TaskPending, VersionMismatch
@@ -31,6 +33,11 @@ from mep_wire import api, limits
 from mep_wire.errors import EndpointNotFound, PayloadTooLarge
 from mep_wire.states import TaskState
 from mep_wire.waits import Wait, WaitCode
+
+data_proxystore.install()
+
+if TYPE_CHECKING:
+    from mep_sdk.data_transfer import DataTransfer
 
 _T = TypeVar("_T")
 _STATUS_CHUNK = 1024
@@ -81,6 +88,8 @@ class Client:
         )
         self.transport = Transport(self.settings, retry_for_s=retry_for_s)
         self._named: dict[str, str] = {}
+        self._data: DataTransfer | None = None
+        self._making_data = threading.Lock()
         self.serializer = ComputeSerializer(code_serialization_strategy, data_serialization_strategy)
         if do_version_check:
             self.version_check()
@@ -248,7 +257,35 @@ class Client:
             deadline_s=deadline_s,
             priority=priority,
             serializer=self.serializer,
+            by_reference=self.send_arguments,
         )
+
+    @property
+    def data(self) -> DataTransfer:
+        """Moves large arguments and results between this script and the relay."""
+        if self._data is None:
+            from mep_sdk.data_transfer import DataTransfer  # most scripts never need it
+
+            with self._making_data:
+                self._data = self._data or DataTransfer(self.transport)
+        return self._data
+
+    def send_arguments(
+        self,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        name: str,
+        result_ways: Sequence[str] = (),
+        *,
+        progress: Any = None,
+    ) -> bytes:
+        """Send arguments that are too large for a payload to the relay; return the payload that refers to them. Raises
+        PayloadTooLarge, ArgumentsUnserializable, StorageFull."""
+        return self.data.payload(args, kwargs, name, result_ways, progress)
+
+    def load_result(self, payload: bytes) -> Any:
+        """Return the value of a result by reference. Raises DataCorrupt, DataUnreadable, DataNotFound."""
+        return self.data.load_result(payload)
 
     def batch_run(self, endpoint_id: UuidLike, batch: Batch) -> dict[str, Any]:
         """Submit a batch. Returns request_id, task_group_id, endpoint_id, and tasks: lists of ids by function id.
@@ -529,7 +566,7 @@ class Client:
         if state is None or pending:
             waits = {"code": told.code, "reason": told.reason, "waiting_since": told.waiting_since}
             return status | {key: value for key, value in waits.items() if value}
-        value, failure = settle(_as_streamed(told, state))
+        value, failure = settle(_as_streamed(told, state), self.load_result)
         status["completion_t"] = told.completion_t
         if failure is None:
             return status | {"result": value}

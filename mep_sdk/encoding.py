@@ -10,15 +10,16 @@ where it is needed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import pickle
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from mep_sdk.errors import DataCorrupt, DataUnreadable
 from mep_sdk.foreign_code import attempt, failure_text
@@ -30,6 +31,8 @@ from mep_sdk.importable import (
     own_reduction,
     reduces_itself,
 )
+
+_T = TypeVar("_T")
 
 MAGIC = b"MEP"
 FUNCTION = b"f"
@@ -85,7 +88,7 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, obj: Any) -> Any:
         if type(obj) is object:  # told from others by identity, by_value keeps that
             raise _NeedsValue
-        named = isinstance(obj, (type, FunctionType, BuiltinFunctionType))
+        named = issubclass(type(obj), (type, FunctionType, BuiltinFunctionType))  # isinstance would resolve a proxy
         owner = obj if named else type(obj)
         if needs_value(getattr(owner, "__module__", None) or "builtins", local=self.local_by_value):
             raise _NeedsValue
@@ -101,14 +104,80 @@ class _LocalPickler(_Pickler):
     local_by_value = True
 
 
-def dumps(value: object, *, local_by_value: bool, tail: bytes = b"") -> bytes:
+class OverLimit(Exception):
+    """A value has more bytes than were allowed: it is not pickled further."""
+
+
+class _Capped(io.BytesIO):
+    """A file in memory that takes no more than so many bytes."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._left = limit
+
+    def write(self, data: Any, /) -> int:
+        self._left -= len(data) if type(data) is bytes else memoryview(data).nbytes
+        if self._left < 0:
+            raise OverLimit
+        return super().write(data)
+
+
+def dumps(value: object, *, local_by_value: bool, tail: bytes = b"", limit: int = 0) -> bytes:
     """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle. `tail` follows it within.
 
     What belongs to `__main__` travels by value; with `local_by_value` so does what belongs to modules that
-    are not installed (a script's neighbours). Raises NotSerializable.
+    are not installed (a script's neighbours). Raises NotSerializable, and OverLimit where there are more than `limit`
+    bytes, unless that is 0.
     """
-    plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail)
-    return _first_that_works(plain, functools.partial(_dumps_by_value, local=local_by_value, tail=tail), value=value)
+    make = functools.partial(_Capped, limit) if limit else io.BytesIO
+    plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail, make=make)
+    by_value = functools.partial(_dumps_by_value, local=local_by_value, tail=tail, make=make)
+    return _first_that_works(plain, by_value, value=value)
+
+
+def dump_into(make: Callable[[], Any], values: Sequence[object], *, local_by_value: bool) -> tuple[bytes, str]:
+    """Pickle values one after the other, with one memo, into a file of `make`'s; return the kind of the pickles, and
+    which Python and cloudpickle made the code in them. Another file is made where plain pickles are not enough. Raises
+    NotSerializable, and what the file's `write` raises."""
+    raised: list[Exception] = []
+
+    def opened() -> Any:
+        return _Watched(make(), raised)
+
+    def plain(_: object) -> tuple[bytes, str]:
+        _dump_all((_LocalPickler if local_by_value else _Pickler)(opened(), 5), values)
+        return PICKLE, ""
+
+    def by_value(_: object) -> tuple[bytes, str]:
+        with _registered_modules(local=local_by_value) as (kind, tag):
+            _dump_all(kind(opened(), protocol=5), values)
+        return CLOUDPICKLE, tag
+
+    try:
+        return _first_that_works(plain, by_value, value=None, stops=lambda: bool(raised))
+    except NotSerializable:
+        if raised:
+            raise raised[0] from None
+        raise
+
+
+class _Watched:
+    """A file that remembers what its `write` raised: picklers pass that on as if a value had."""
+
+    def __init__(self, file: Any, raised: list[Exception]) -> None:
+        self._write, self._raised = file.write, raised
+
+    def write(self, data: Any) -> int:
+        try:
+            return int(self._write(data))
+        except Exception as error:
+            self._raised.append(error)
+            raise
+
+
+def _dump_all(pickler: pickle.Pickler, values: Sequence[object]) -> None:
+    for value in values:
+        pickler.dump(value)
 
 
 def way_to_fault(value: object, name: str, *, local_by_value: bool) -> str:
@@ -128,36 +197,67 @@ def dumps_by_value(value: object, module: ModuleType) -> bytes:
     return _first_that_works(functools.partial(_dumps_by_value, local=True, also=(module,)), value=value)
 
 
-def _first_that_works(*ways: Callable[[object], bytes], value: object) -> bytes:
+def _first_that_works(*ways: Callable[[object], _T], value: object, stops: Callable[[], bool] = lambda: False) -> _T:
     reason = ""
     for way in ways:
         data, failure = attempt(way, value)  # the value's own code pickles itself
         if data is not None:
             return data
-        if isinstance(failure, KeyboardInterrupt):
+        if isinstance(failure, KeyboardInterrupt | OverLimit):
             raise failure
+        if stops():
+            break
         reason = failure_text(failure) if failure is not None else ""
     raise NotSerializable(reason)
 
 
-def _dumps_plain(value: object, tail: bytes) -> bytes:
-    buffer = io.BytesIO()
+def _dumps_plain(value: object, tail: bytes, make: Callable[[], io.BytesIO]) -> bytes:
+    buffer = make()
     _Pickler(buffer, 5).dump(value)
     buffer.write(tail)
     return frame(PICKLE, buffer.getvalue())
 
 
-def _dumps_locally_plain(value: object, tail: bytes) -> bytes:
-    buffer = io.BytesIO()
+def _dumps_locally_plain(value: object, tail: bytes, make: Callable[[], io.BytesIO]) -> bytes:
+    buffer = make()
     _LocalPickler(buffer, 5).dump(value)
     buffer.write(tail)
     return frame(PICKLE, buffer.getvalue())
 
 
+def plain_pickler(file: Any) -> pickle.Pickler:
+    """Return a pickler that stops at what the other side could not import: its `dump` then raises."""
+    return _LocalPickler(file, 5)
+
+
+def dump_by_value(value: object, file: Any) -> None:
+    """Write a pickle in which everything that the other side could not import travels by value."""
+    with _registered_modules(local=True) as (kind, _):
+        kind(file, protocol=5).dump(value)
+
+
 _registering = threading.Lock()
 
 
-def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] = (), tail: bytes = b"") -> bytes:
+def _dumps_by_value(
+    value: object,
+    *,
+    local: bool,
+    also: tuple[ModuleType, ...] = (),
+    tail: bytes = b"",
+    make: Callable[[], io.BytesIO] = io.BytesIO,
+) -> bytes:
+    buffer = make()
+    with _registered_modules(local=local, also=also) as (kind, tag):
+        kind(buffer, protocol=5).dump(value)
+        buffer.write(tail)
+    name = tag.encode()
+    return frame(CLOUDPICKLE, bytes([len(name)]) + name + buffer.getvalue())
+
+
+@contextlib.contextmanager
+def _registered_modules(*, local: bool, also: tuple[ModuleType, ...] = ()) -> Iterator[tuple[Any, str]]:
+    """Have modules travel by value meanwhile; yield the pickler's class, and which Python and cloudpickle it is."""
     import cloudpickle  # 5 ms that most workers never need
 
     from mep_sdk import by_value
@@ -169,15 +269,11 @@ def _dumps_by_value(value: object, *, local: bool, also: tuple[ModuleType, ...] 
         for module in mine:
             cloudpickle.register_pickle_by_value(module)
         try:
-            buffer = io.BytesIO()
-            (by_value.LocalPickler if local else by_value.Pickler)(buffer, protocol=5).dump(value)
-            buffer.write(tail)
-            body = buffer.getvalue()
+            kind = by_value.LocalPickler if local else by_value.Pickler
+            yield kind, f"{PYTHON} cloudpickle-{cloudpickle.__version__}"
         finally:
             for module in mine:
                 cloudpickle.unregister_pickle_by_value(module)
-    tag = f"{PYTHON} cloudpickle-{cloudpickle.__version__}".encode()
-    return frame(CLOUDPICKLE, bytes([len(tag)]) + tag + body)
 
 
 def dumps_json(value: object, tail: bytes = b"") -> bytes:
@@ -267,20 +363,28 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
     Raises DataCorrupt, and DataUnreadable where the frame is whole and its value cannot be made here.
     """
     kind, body = unframe(data, what)
-    maker = ""
+    tag = ""
     if kind == CLOUDPICKLE:
         end = 1 + (body[0] if body else 0)
         tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
-        python, _, maker = tag.partition(" ")
-        if python != PYTHON:
-            raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {python} and this is {PYTHON}")
     elif kind == JSON:
         return _loads_json(body, what)
     elif kind != PICKLE:
         raise DataCorrupt(what=what, reason=f"its kind is {kind!r}")
-    value, failure = attempt(pickle.loads, body)  # see the module's docstring
+    return load_with(functools.partial(pickle.loads, body), tag, what, where)
+
+
+def load_with(load: Callable[[], _T], tag: str, what: str, where: str) -> _T:
+    """Return what `load` unpickles. `tag` says which Python and cloudpickle made the code in it; empty: there is none.
+
+    Raises DataUnreadable.
+    """
+    python, _, maker = tag.partition(" ")
+    if tag and python != PYTHON:
+        raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {python} and this is {PYTHON}")
+    value, failure = attempt(load)  # see the module's docstring
     if failure is None:
-        return value
+        return value  # type: ignore[return-value]  # what `load` returned, None included
     differing, _ = attempt(_differing, failure, maker, where)
     reason = f"{failure_text(failure)}{differing or ''}"
     raise DataUnreadable(what=what, where=where, reason=reason) from failure

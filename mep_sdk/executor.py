@@ -156,7 +156,7 @@ class Executor(concurrent.futures.Executor):
         self._by_object: weakref.WeakKeyDictionary[Any, _Known] = weakref.WeakKeyDictionary()
         self._by_digest: dict[bytes, Function] = {}
         self.serializer, self.result_serializers = serializer or self.client.serializer, result_serializers
-        self._progress, self.stream_output = _progress(progress), stream_output
+        self._progress, self._bar_of_data, self.stream_output = _progress(progress), progress, stream_output
         self._session = Submitter(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
         _remember(self, self._session)
@@ -480,8 +480,14 @@ class Executor(concurrent.futures.Executor):
             self._options(),
         )
         as_json, ways = self._serializer.as_json, self._result_ways
-        live = bool(self.stream_output)
-        dump = functools.partial(checked_payload, name=name, as_json=as_json, result_ways=ways, live_output=live)
+        dump = functools.partial(
+            checked_payload,
+            name=name,
+            as_json=as_json,
+            result_ways=ways,
+            live_output=bool(self.stream_output),
+            by_reference=self._send_arguments,
+        )
         try:
             payload = dump(args, kwargs, explain=False)
         except ArgumentsUnserializable:
@@ -531,6 +537,9 @@ class Executor(concurrent.futures.Executor):
             return None  # and it says so where it fails
         ids = tuple(each.task_id for each in others if isinstance(each, TaskFuture))
         return Item(future, target, function, payload, ids)
+
+    def _send_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], name: str, ways: Sequence[str]) -> bytes:
+        return self.client.send_arguments(args, kwargs, name, ways, progress=self._bar_of_data)
 
     def _send_when_ended(
         self,

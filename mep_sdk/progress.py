@@ -9,13 +9,13 @@ from typing import Any
 from mep_sdk.futures import TaskFuture
 
 
-def make_bar(progress: Any) -> Any:
+def make_bar(progress: Any, unit: str = "task") -> Any:
     """Return a bar: by `progress`, which is called as tqdm's class is, or by tqdm itself where it is True.
 
     Raises ValueError without tqdm.
     """
     if progress is not True:
-        return progress(total=0, unit="task")
+        return progress(total=0, unit=unit)
     try:
         from tqdm import tqdm
 
@@ -26,7 +26,7 @@ def make_bar(progress: Any) -> Any:
             "progress=True draws with tqdm, which is not installed: pip install tqdm. Or pass progress=CLASS with a "
             "class that is called as tqdm's: CLASS(total=0, unit='task')"
         ) from None
-    return tqdm(total=0, unit="task")
+    return tqdm(total=0, unit=unit)
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from threading import current_thread, main_thread
 from typing import Any
 
@@ -10,6 +11,7 @@ from mep_sdk.errors import DataCorrupt, DataUnreadable
 from mep_sdk.serialize import load_exception, load_result
 from mep_sdk.version_mismatch import with_own_version
 from mep_wire import api
+from mep_wire.data_frames import is_data
 from mep_wire.errors import FunctionUnloadable, MepError, TaskCancelled, TaskExpired, TaskFailed, rebuild
 from mep_wire.states import API_STATUS, TaskState
 
@@ -58,11 +60,13 @@ def _correlation_id(result: api.StreamedResult) -> str:
 
 def runs_code_to_load(payload: bytes) -> bool:
     """Return whether a result may call code of the person's or of a library when it is loaded: it names a class or a
-    function. True for a few plain ones too."""
-    return _LOOKS_UP_A_NAME in payload
+    function. True for a few plain ones too, and for one by reference, which is fetched first."""
+    return _LOOKS_UP_A_NAME in payload or is_data(payload)
 
 
-def settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
+def settle(
+    result: api.StreamedResult, load_by_reference: Callable[[bytes], Any] | None = None
+) -> tuple[Any, Exception | None]:
     """Return (value, None) for a success that can be read here, else (None, exception)."""
     try:
         state = TaskState(result.state)
@@ -72,6 +76,8 @@ def settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
         )
     if state is TaskState.SUCCESS:
         try:
+            if load_by_reference is not None and is_data(result.payload):
+                return load_by_reference(result.payload), None
             return load_result(result.payload), None
         except MepError as error:
             if type(error.__cause__) is KeyboardInterrupt and current_thread() is main_thread():

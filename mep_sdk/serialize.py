@@ -15,6 +15,7 @@ from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt
 from mep_sdk.exception_records import ExceptionRecord, load_exception, serialize_exception
 from mep_sdk.function_serializer import LoadedFunction, load_function, serialize_function
 from mep_sdk.importable import NotSerializable
+from mep_wire import data_frames
 from mep_wire.errors import ResultUnserializable
 
 __all__ = [
@@ -46,8 +47,10 @@ def serialize_arguments(
     explain: bool = True,
     wants_output: bool = False,
     live_output: bool = False,
+    limit: int = 0,
 ) -> bytes:
-    """Return the bytes of one call's arguments. Raises ArgumentsUnserializable.
+    """Return the bytes of one call's arguments. Raises ArgumentsUnserializable, and encoding.OverLimit where they are
+    more than `limit`, unless that is 0.
 
     `result_ways`: how the result may be sent, to be tried in this order (see strategies). `explain` looks for the part
     that does not pickle, which takes up to a second. `wants_output`: the caller takes results of `with_output`.
@@ -60,7 +63,7 @@ def serialize_arguments(
         if as_json:
             data = encoding.dumps_json(call, tail)
         else:
-            data = encoding.dumps(call, local_by_value=local_by_value, tail=tail)
+            data = encoding.dumps(call, local_by_value=local_by_value, tail=tail, limit=limit)
         return encoding.request(list(result_ways), data) if result_ways else data
     except NotSerializable as error:
         way = _fault_in_call(args, kwargs, local_by_value=local_by_value) if explain and not as_json else ""
@@ -94,6 +97,10 @@ def _load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if data[3:4] == encoding.REQUEST:
         encoding.unframe(data, "argument list")
         data = encoding.inner(data)
+    if data[3:4] == data_frames.DATA:
+        from mep_sdk import data_files  # most workers never get any
+
+        return data_files.load_arguments(data)
     value = encoding.loads(data, "argument list")
     if not (isinstance(value, tuple | list) and len(value) == 2 and isinstance(value[0], tuple | list)):
         raise DataCorrupt(what="argument list", reason="it is not a pair of args and kwargs")
@@ -101,12 +108,15 @@ def _load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(args), kwargs
 
 
-def serialize_result(value: object, ways: Sequence[str] = ()) -> bytes:
-    """Return the bytes of a function's value, in the first of these ways that takes it. Raises ResultUnserializable."""
+def serialize_result(value: object, ways: Sequence[str] = (), limit: int = 0) -> bytes:
+    """Return the bytes of a function's value, in the first of these ways that takes it. Raises ResultUnserializable,
+    and encoding.OverLimit where a pickle has more than `limit` bytes, unless that is 0."""
     reasons = []
     for way in ways or ("pickle",):
         try:
-            return encoding.dumps_json(value) if way == "json" else encoding.dumps(value, local_by_value=False)
+            if way == "json":
+                return encoding.dumps_json(value)
+            return encoding.dumps(value, local_by_value=False, limit=limit)
         except NotSerializable as error:
             fault = encoding.way_to_fault(value, "result", local_by_value=False) if way != "json" else ""
             reasons.append(f"{error}{fault}" if len(ways) < 2 else f"{way}: {error}{fault}")

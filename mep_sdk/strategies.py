@@ -14,6 +14,7 @@ import msgspec
 
 from mep_sdk import encoding
 from mep_sdk.function_record import SerializedFunction, read_record
+from mep_wire import data_frames
 from mep_wire.errors import MepError, SerializerNotAllowed
 
 BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED = "bytecode", "source text", "reference", "cloudpickled code"
@@ -117,9 +118,8 @@ def data_way(data: bytes) -> str:
         data = encoding.inner(data)
     if data[3:4] == encoding.OUTPUT:
         data = encoding.split_output(data)[2]
-    return {encoding.PICKLE: PICKLED, encoding.CLOUDPICKLE: PICKLED, encoding.JSON: JSON}.get(
-        data[3:4], "an unknown way"
-    )
+    ways = {encoding.PICKLE: PICKLED, encoding.CLOUDPICKLE: PICKLED, encoding.JSON: JSON, data_frames.DATA: PICKLED}
+    return ways.get(data[3:4], "an unknown way")
 
 
 def ways_of(record: SerializedFunction) -> set[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from mep_sdk.batch import user_runtime
+from mep_sdk.batch import pieces_of, user_runtime
 from mep_sdk.callback_threads import CallbackThreads
 from mep_sdk.client import Client
 from mep_sdk.encoding import OUTPUT
@@ -34,7 +34,8 @@ from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits
-from mep_wire.errors import DependencyRefused, MepError, RelayUnreachable, TaskNotFound
+from mep_wire.data_frames import digests_of, is_data
+from mep_wire.errors import DataExpired, DependencyRefused, MepError, RelayUnreachable, TaskNotFound
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.text import printable
 from mep_wire.waits import USUAL, Wait, WaitCode, wait
@@ -344,6 +345,9 @@ class Submitter:
         except DependencyRefused:
             self._defer([item for group in groups for item in group])
         except MepError as error:
+            if isinstance(error, DataExpired) and (left := self._without_expired(groups, error)) != groups:
+                self._send_to(target, left)
+                return
             if len(groups) == 1 or error.http_status >= 429:
                 self._fail([item for group in groups for item in group], error)
                 return
@@ -360,6 +364,15 @@ class Submitter:
                 (self._holding.add if told.holds_tasks else self._holding.discard)(target.endpoint_id)
             if listener is not None:
                 listener.group_known()
+
+    def _without_expired(self, groups: list[list[Item]], error: DataExpired) -> list[list[Item]]:
+        """Fail the tasks whose arguments the relay has no more; return the others."""
+        needed = {id(item): digests_of(item.payload) for group in groups for item in group if is_data(item.payload)}
+        missing = self.client.data.missing(itertools.chain.from_iterable(needed.values()))
+        lost = {key for key, digests in needed.items() if missing.intersection(digests)}
+        self._fail([item for group in groups for item in group if id(item) in lost], error)
+        left = [[item for item in group if id(item) not in lost] for group in groups]
+        return [group for group in left if group]
 
     # --- resolving --------------------------------------------------------------------------------------
 
@@ -395,7 +408,10 @@ class Submitter:
             future.stdout, future.stderr = output_of(result.payload)
             if future.live is not None:
                 self._show(future, future.live.rest(result.payload))
-        self._resolve(future, *_settle(result))
+        self._resolve(future, *_settle(result, self._load_by_reference))
+
+    def _load_by_reference(self, payload: bytes) -> Any:
+        return self.client.load_result(payload)
 
     def _live_text(self) -> LiveText:
         from mep_sdk.live_output import LiveText, Printer  # most scripts show nothing
@@ -739,9 +755,9 @@ def _trouble(error: MepError, known: Wait | None) -> Wait:
     return Wait(error.code, text, time.time() if known is None else known.since)
 
 
-def _settle(result: api.StreamedResult) -> tuple[Any, Exception | None]:
+def _settle(result: api.StreamedResult, load_by_reference: Callable[[bytes], Any]) -> tuple[Any, Exception | None]:
     """As `settle`. To load a result can run anything: that ends neither this thread nor the wait for the result."""
-    settled, trouble = attempt(settle, result)
+    settled, trouble = attempt(settle, result, load_by_reference)
     if settled is not None:
         return settled
     return None, DataUnreadable(what="result", where="here", reason=failure_text(trouble) if trouble else "")
@@ -771,6 +787,7 @@ def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
     return api.SubmitBody(
         tasks=tasks,
         task_ids=task_ids,
+        pieces=pieces_of(tasks, task_ids) or None,
         task_group_id=target.task_group_id,
         user_runtime=user_runtime(),
         user_endpoint_config=_decoded(target.user_endpoint_config),

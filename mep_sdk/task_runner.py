@@ -59,24 +59,28 @@ def run_task(
     *,
     max_result_bytes: int,
     cache: FunctionCache | None = None,
+    data_directory: str = "",
 ) -> TaskOutcome:
     """Call the serialized function with the serialized arguments and return how it ended. Never raises.
 
     Codes: "" (success), FUNCTION_UNLOADABLE, TASK_FAILED, RESULT_UNSERIALIZABLE, RESULT_TOO_LARGE, and
-    DATA_CORRUPT or DATA_UNREADABLE for the arguments. `max_result_bytes` bounds the serialized value.
+    DATA_CORRUPT or DATA_UNREADABLE for the arguments, and DATA_UNAVAILABLE. `max_result_bytes` bounds the serialized
+    value: a larger one goes by reference where the user endpoint takes it in `data_directory`.
     The payload has the task's output too, if its caller takes it and this process keeps it (see `keep_output`): as
     much of its end as there is room for.
     """
     if not (serialize.wants_output(payload) and task_output.begin()):
-        return _run(function, payload, max_result_bytes, cache)
-    outcome = _run(function, payload, max_result_bytes, cache)
+        return _run(function, payload, max_result_bytes, cache, data_directory)
+    outcome = _run(function, payload, max_result_bytes, cache, data_directory)
     output = task_output.end(max_result_bytes - len(outcome.payload) - _OVERHEAD_BYTES)
     if not any(output):
         return outcome
     return TaskOutcome(outcome.code, outcome.text, encoding.with_output(outcome.payload, output))
 
 
-def _run(function: bytes, payload: bytes, max_result_bytes: int, cache: FunctionCache | None) -> TaskOutcome:
+def _run(
+    function: bytes, payload: bytes, max_result_bytes: int, cache: FunctionCache | None, data_directory: str
+) -> TaskOutcome:
     stage, loaded = TaskStage.LOAD, None
     try:
         loaded = _load(function, cache)
@@ -84,7 +88,7 @@ def _run(function: bytes, payload: bytes, max_result_bytes: int, cache: Function
         stage = TaskStage.CALL
         value = loaded.call(*args, **kwargs)
         stage = TaskStage.RETURN
-        return _returned(value, max_result_bytes, serialize.result_ways_of(payload))
+        return _returned(value, max_result_bytes, serialize.result_ways_of(payload), data_directory)
     except BaseException as error:  # noqa: BLE001 - the person's code, SystemExit and KeyboardInterrupt included
         called = loaded if stage is TaskStage.CALL else None
         outcome, trouble = attempt(_described, stage, called, error, max_result_bytes)
@@ -113,11 +117,33 @@ def _load(function: bytes, cache: FunctionCache | None) -> LoadedFunction:
     return loaded
 
 
-def _returned(value: object, max_result_bytes: int, ways: list[str]) -> TaskOutcome:
-    payload = serialize.serialize_result(value, ways)
-    if len(payload) > max_result_bytes:
+def _returned(value: object, max_result_bytes: int, ways: list[str], data_directory: str) -> TaskOutcome:
+    try:
+        payload = serialize.serialize_result(value, ways, limit=max_result_bytes)
+    except encoding.OverLimit:
+        return TaskOutcome("", "", _by_reference(value, max_result_bytes, data_directory))
+    if len(payload) <= max_result_bytes:
+        return TaskOutcome("", "", payload)
+    if payload[3:4] == encoding.JSON:
         raise ResultTooLarge(size=len(payload), limit=max_result_bytes)
-    return TaskOutcome("", "", payload)
+    return TaskOutcome("", "", _by_reference(value, max_result_bytes, data_directory))
+
+
+def _by_reference(value: object, max_result_bytes: int, data_directory: str) -> bytes:
+    """Return the payload of a large value. Raises ResultTooLarge, ResultUnserializable, DataUnavailable."""
+    from mep_sdk import data_files, data_pickles  # most workers never have one
+
+    limit = data_files.result_limit(data_directory)
+    if limit > max_result_bytes:
+        try:
+            payload = data_files.store_result(value, data_directory)
+        except data_pickles.DataOverLimit:
+            pass
+        else:
+            if len(payload) <= max_result_bytes:
+                return payload
+    size = data_pickles.size_of([value], local_by_value=False)
+    raise ResultTooLarge(size=size, limit=max(limit, max_result_bytes))
 
 
 def _not_run(stage: TaskStage, error: BaseException) -> TaskOutcome:
