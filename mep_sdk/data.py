@@ -108,6 +108,9 @@ class _Digesting:
             self._file.write(view[at : at + _BLOCK_BYTES])
         return view.nbytes
 
+    def end_value(self) -> None:
+        """The value ends."""
+
     @property
     def key(self) -> str:
         """The SHA-256 of all, in hexadecimal digits."""

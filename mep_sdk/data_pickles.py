@@ -67,6 +67,10 @@ class Splitter:
         self._gathered += view
         return view.nbytes
 
+    def end_value(self) -> None:
+        """Make a part of the gathered bytes, so that the next value has parts of its own."""
+        self.end()
+
     def end(self) -> None:
         """Make a part of the gathered bytes."""
         gathered, self._gathered = bytes(self._gathered), bytearray()
@@ -92,6 +96,9 @@ class _Counter:
         size = as_bytes(data).nbytes
         self.size += size
         return size
+
+    def end_value(self) -> None:
+        """A value ends."""
 
 
 def size_of(values: Sequence[object], *, local_by_value: bool) -> int:

@@ -21,6 +21,7 @@ import msgspec
 from mep_sdk import data_pickles, encoding
 from mep_sdk.data_files import call_values
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt, RelayAnswerInvalid
+from mep_sdk.foreign_code import attempt
 from mep_sdk.http import PATIENT_S, Transport
 from mep_sdk.importable import NotSerializable
 from mep_wire import api, limits
@@ -137,17 +138,15 @@ class DataTransfer:
         return self._clock() - self._known.get(digest, float("-inf")) < _SURE_S
 
     def _send(self, digest: bytes, data: memoryview, sending: Future[None]) -> None:
-        failure: BaseException | None = None
-        try:
-            if digest in self.missing([digest]):
-                self._transport.request("PUT", f"/v3/data/{digest.hex()}", bytes(data), silent_s=PATIENT_S)
-                with self._lock:
-                    self.sent_bytes += data.nbytes
-        except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
-            failure = error
-        finally:
-            self._room.release()
-            self._sent(digest, sending, failure)
+        _, failure = attempt(self._put, digest, data)  # those who wait for it get it
+        self._room.release()
+        self._sent(digest, sending, failure)
+
+    def _put(self, digest: bytes, data: memoryview) -> None:
+        if digest in self.missing([digest]):
+            self._transport.request("PUT", f"/v3/data/{digest.hex()}", bytes(data), silent_s=PATIENT_S)
+            with self._lock:
+                self.sent_bytes += data.nbytes
 
     def _sent(self, digest: bytes, sending: Future[None], failure: BaseException | None) -> None:
         with self._lock:
@@ -229,10 +228,8 @@ class _Upload:
         """Wait until every piece is there: their buffers are the caller's. Raises what one of them raised."""
         failure: BaseException | None = None
         for sending, size in self._under_way:
-            try:
-                self._take(sending, size)
-            except BaseException as error:  # noqa: BLE001 - the others are waited for as well
-                failure = failure or error
+            _, trouble = attempt(self._take, sending, size)  # the others are waited for as well
+            failure = failure or trouble
         self._under_way.clear()
         if self._bar is not None:
             self._bar.close()

@@ -137,20 +137,22 @@ def dumps(value: object, *, local_by_value: bool, tail: bytes = b"", limit: int 
 
 def dump_into(make: Callable[[], Any], values: Sequence[object], *, local_by_value: bool) -> tuple[bytes, str]:
     """Pickle values one after the other, with one memo, into a file of `make`'s; return the kind of the pickles, and
-    which Python and cloudpickle made the code in them. Another file is made where plain pickles are not enough. Raises
-    NotSerializable, and what the file's `write` raises."""
+    which Python and cloudpickle made the code in them. Another file is made where plain pickles are not enough. Its
+    `end_value` is called after each value. Raises NotSerializable, and what the file's `write` raises."""
     raised: list[Exception] = []
 
     def opened() -> Any:
         return _Watched(make(), raised)
 
     def plain(_: object) -> tuple[bytes, str]:
-        _dump_all((_LocalPickler if local_by_value else _Pickler)(opened(), 5), values)
+        file = opened()
+        _dump_all((_LocalPickler if local_by_value else _Pickler)(file, 5), values, file)
         return PICKLE, ""
 
     def by_value(_: object) -> tuple[bytes, str]:
         with _registered_modules(local=local_by_value) as (kind, tag):
-            _dump_all(kind(opened(), protocol=5), values)
+            file = opened()
+            _dump_all(kind(file, protocol=5), values, file)
         return CLOUDPICKLE, tag
 
     try:
@@ -166,6 +168,7 @@ class _Watched:
 
     def __init__(self, file: Any, raised: list[Exception]) -> None:
         self._write, self._raised = file.write, raised
+        self.end_value = file.end_value
 
     def write(self, data: Any) -> int:
         try:
@@ -175,9 +178,10 @@ class _Watched:
             raise
 
 
-def _dump_all(pickler: pickle.Pickler, values: Sequence[object]) -> None:
+def _dump_all(pickler: pickle.Pickler, values: Sequence[object], file: _Watched) -> None:
     for value in values:
         pickler.dump(value)
+        file.end_value()
 
 
 def way_to_fault(value: object, name: str, *, local_by_value: bool) -> str:

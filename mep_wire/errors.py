@@ -646,8 +646,7 @@ class ResultUnserializable(MepError, SerializationError, TaskExecutionFailed):
 
 
 class ResultTooLarge(MepError, TaskExecutionFailed):
-    """The result has {size} bytes, more than the {limit} allowed. Write it to a file and return the path, or return
-    a reference: mep_sdk.data."""
+    """The result has {size} bytes, more than the {limit} allowed. Return a file's path or a reference: mep_sdk.data."""
 
     code = "RESULT_TOO_LARGE"
 
