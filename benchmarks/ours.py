@@ -50,6 +50,11 @@ def nothing() -> None:
     """Do nothing."""
 
 
+def length_of(number: int, data: bytes) -> int:
+    """Return a number and the length of some data together."""
+    return number + len(data)
+
+
 class Bench:
     """One person at one endpoint."""
 
@@ -111,6 +116,16 @@ class Bench:
             for future in [executor.submit(nothing) for _ in range(tasks)]:
                 future.result(timeout=_RESULT_S)
             return statistics.median(times), tasks / (time.perf_counter() - started)
+
+    def shared_data(self, tasks: int, size: int) -> tuple[float, float]:
+        """Have tasks take the same array of `size` bytes; return the MB sent to the relay, and the seconds."""
+        data = os.urandom(size)
+        with self.executor("processes") as executor:
+            executor.submit(nothing).result(timeout=_RESULT_S)
+            started = time.perf_counter()
+            for future in [executor.submit(length_of, number, data) for number in range(tasks)]:
+                future.result(timeout=5 * _RESULT_S)
+            return executor.client.data.sent_bytes / 1e6, time.perf_counter() - started
 
     def idle_pss_mb(self, engine: str) -> float | None:
         """Return the memory of a user endpoint that has run one task and is idle, or None if it is not found."""

@@ -29,6 +29,7 @@ from sitekit.site import Site
 from mep_wire.errors import MepError
 
 HTEX_TASKS, TASKS, SINGLES = 3_000, 30_000, 300
+DATA_TASKS, DATA_BYTES = 100, 50_000_000
 
 
 def bare_parsl() -> dict[str, float]:
@@ -65,6 +66,13 @@ def _warm(bench: Bench, site: Site, parsl: dict[str, float]) -> Iterator[Row]:
     yield Row(work + "HTEX", "per s", htex_rate, "bare HTEX", theirs, goal_ratio=1.3, more_is_better=True)
 
 
+def _data(bench: Bench, site: Site, parsl: dict[str, float]) -> Iterator[Row]:
+    sent_mb, taken_s = bench.shared_data(DATA_TASKS, DATA_BYTES)
+    work = f"{DATA_TASKS} tasks with the same {DATA_BYTES / 1e6:.0f} MB, "
+    yield Row(work + "sent to the relay", "MB", sent_mb, goal=DATA_BYTES / 1e6)
+    yield Row(work + "from the first submit to the last result", "s", taken_s)
+
+
 def _memory(bench: Bench, site: Site, parsl: dict[str, float]) -> Iterator[Row]:
     work = "memory of an idle user endpoint (PSS), "
     yield Row(work + "process engine", "MB", bench.idle_pss_mb("processes"), goal=20)
@@ -91,7 +99,7 @@ def measure(console: Console, queued: int) -> list[Row]:
     with Site("mepbench") as site:
         console.print("starting a relay and an endpoint ...")
         bench = Bench(site)
-        for part in (_first_results, _warm, _memory, _queued(queued)):
+        for part in (_first_results, _warm, _data, _memory, _queued(queued)):
             for row in part(bench, site, parsl):
                 console.print(f"  {row.work}")
                 rows.append(row)
