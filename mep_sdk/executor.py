@@ -480,12 +480,13 @@ class Executor(concurrent.futures.Executor):
             self._options(),
         )
         as_json, ways = self._serializer.as_json, self._result_ways
+        live = bool(self.stream_output)
         dump = functools.partial(
             checked_payload,
             name=name,
             as_json=as_json,
             result_ways=ways,
-            live_output=bool(self.stream_output),
+            live_output=live,
             by_reference=self._send_arguments,
         )
         try:

@@ -17,7 +17,6 @@ from mep_wire import api
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import BodyInvalid, MepError, PayloadTooLarge, ScopeMissing
 from mep_wire.limits import MAX_BODY_BYTES
-from relay.api.openapi import BYTES
 from relay.api.people_bodies import BODIES as _PEOPLE_BODIES
 from relay.rate_limit import network_of
 from relay.store.records import Caller
@@ -26,6 +25,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
+BYTES: Final = "application/octet-stream"
 OPEN: Final = "open"
 ANY_TOKEN: Final = "any token"  # noqa: S105 - a name
 """What a route may ask for in place of a scope: nothing, or a token with any scopes."""

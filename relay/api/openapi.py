@@ -13,7 +13,7 @@ import msgspec
 
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
 from mep_wire.errors import MepError
-from relay.api.http import ANY_TOKEN, OPEN
+from relay.api.http import ANY_TOKEN, BYTES, OPEN
 
 
 class Operation(Protocol):
@@ -48,7 +48,6 @@ class Operation(Protocol):
 
 
 _FORM = "application/x-www-form-urlencoded"
-BYTES = "application/octet-stream"
 _REF = "#/components/schemas/{name}"
 
 

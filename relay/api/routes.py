@@ -549,9 +549,7 @@ ROUTES: tuple[Route, ...] = (
         errors=(e.ClientNotFound,),
         scope="admin",
     ),
-    Route(
-        "GET", "/v3/data", data.limits, api.DataLimits, "Whether and how data goes by reference", scope="any token"
-    ),
+    Route("GET", "/v3/data", data.limits, api.DataLimits, "Whether and how data goes by reference", scope="any token"),
     Route(
         "POST",
         "/v3/data/missing",
