@@ -33,6 +33,15 @@ def load_arguments(payload: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return tuple(values[:count]), dict(zip(names, values[count:], strict=True))
 
 
+def load_result(payload: bytes) -> Any:
+    """Return the value of another task's result by reference. Raises DataCorrupt, DataUnreadable, DataUnavailable."""
+    what = "result of another task"
+    frame = _frame(payload, what)
+    if frame.loads != 1:
+        raise DataCorrupt(what=what, reason="it does not say what it refers to")
+    return data_pickles.load(frame, _reader(frame.directory), what, "on the endpoint")[0]
+
+
 def call_values(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
     """Return the values to pickle for a call, as `load_arguments` reads them."""
     return [(len(args), list(kwargs)), *args, *kwargs.values()]

@@ -88,9 +88,17 @@ def load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs
     from mep_sdk.dependencies import with_results  # few tasks have the results of others
 
-    values = [encoding.loads(encoding.split_output(each)[2], "result of another task") for each in results]
+    values = [_load_input(encoding.split_output(each)[2]) for each in results]
     filled: tuple[tuple[Any, ...], dict[str, Any]] = with_results((args, kwargs), values)
     return filled
+
+
+def _load_input(data: bytes) -> Any:
+    if data[3:4] == data_frames.DATA:
+        from mep_sdk import data_files  # most workers never get any
+
+        return data_files.load_result(data)
+    return encoding.loads(data, "result of another task")
 
 
 def _load_arguments(data: bytes) -> tuple[tuple[Any, ...], dict[str, Any]]:

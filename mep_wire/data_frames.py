@@ -136,6 +136,13 @@ def with_directory(payload: bytes, frame: DataFrame, directory: str) -> bytes:
     return b"%b%b%b" % (payload[:4], zlib.crc32(wrapped).to_bytes(4, "big"), wrapped)
 
 
+def placed_in(directory: str, payload: bytes) -> bytes:
+    """Return a payload that says where its pieces are; one that is not by reference as it is. Raises
+    DataFrameInvalid."""
+    frame = read_data(payload)
+    return payload if frame is None else with_directory(payload, frame, directory)
+
+
 def digests_of(payload: bytes) -> Sequence[bytes]:
     """Return the pieces that a payload needs, none where it is not by reference. Raises DataFrameInvalid."""
     frame = read_data(payload)

@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from mep_wire.data_frames import DataFrame, DataFrameInvalid, is_data, read_data, with_directory
+from mep_wire.data_frames import DataFrameInvalid, digests_of, is_data, placed_in, read_data
 from mep_wire.errors import DataUnavailable, MepError, RelayUnavailable, ResultTooLarge, rebuild
 from mep_wire.limits import MAX_PIECES_WANTED
 from mep_wire.messages import Piece, PieceStored, ResultItem, StorePiece, TaskItem, WantPieces
@@ -31,11 +31,15 @@ _SURE_S: Final = 3600.0
 """How long a stored piece is taken to be at the relay: it keeps one much longer."""
 
 
+def needs_pieces(task: TaskItem) -> bool:
+    """Tell whether a task's arguments, or results that it was sent with, are by reference."""
+    return is_data(task.payload) or any(map(is_data, task.inputs))
+
+
 class _Waiting(msgspec.Struct):
     """A task that waits for pieces of its arguments."""
 
     task: TaskItem
-    frame: DataFrame
     missing: set[bytes]
 
 
@@ -56,7 +60,7 @@ class DataTransfers:
         log: BoundedLog,
         *,
         send: Callable[[WantPieces | StorePiece], bool],
-        ready: Callable[[TaskItem, bytes], None],
+        ready: Callable[[TaskItem], None],
         failed: Callable[[TaskItem, MepError], None],
         bring: Callable[[ResultItem], None],
         replace: Callable[[ResultItem, MepError], None],
@@ -135,11 +139,9 @@ class DataTransfers:
     # --- arguments ------------------------------------------------------------------------------------
 
     def admit(self, task: TaskItem) -> None:
-        """Take a task with arguments by reference. It is `ready` once its pieces are here; it may `fail`."""
+        """Take a task that `needs_pieces`. It is `ready` once they are here; it may `fail`."""
         try:
-            frame = read_data(task.payload)
-            assert frame is not None
-            digests = frame.digests
+            digests = [digest for payload in (task.payload, *task.inputs) for digest in digests_of(payload)]
             missing = {digest for digest in digests if not self._cache.has(digest)}
         except DataFrameInvalid as error:
             self._failed(task, DataUnavailable(reason=f"what refers to them is damaged: {error}"))
@@ -149,12 +151,18 @@ class DataTransfers:
             return
         self._needed[task.row] = digests
         if not missing:
-            self._ready(task, with_directory(task.payload, frame, self._cache.directory))
+            self._ready(self._placed(task))
             return
-        self._waiting[task.row] = _Waiting(task, frame, missing)
+        self._waiting[task.row] = _Waiting(task, missing)
         for digest in sorted(missing - self._asked, key=digests.index):
             self._wanted[digest] = None
         self._go_on()
+
+    def _placed(self, task: TaskItem) -> TaskItem:
+        """Return a task that says where the pieces are of its arguments, and of the results that it was sent with."""
+        directory = self._cache.directory
+        inputs = [placed_in(directory, each) for each in task.inputs]
+        return msgspec.structs.replace(task, payload=placed_in(directory, task.payload), inputs=inputs)
 
     def came(self, piece: Piece) -> None:
         """The relay has answered for a piece of arguments."""
@@ -183,8 +191,7 @@ class DataTransfers:
             waiting.missing.discard(piece.digest)
             if not waiting.missing:
                 del self._waiting[waiting.task.row]
-                payload = with_directory(waiting.task.payload, waiting.frame, self._cache.directory)
-                self._ready(waiting.task, payload)
+                self._ready(self._placed(waiting.task))
 
     def _lost(self, digest: bytes, error: MepError) -> None:
         for waiting in [each for each in self._waiting.values() if digest in each.missing]:

@@ -14,7 +14,6 @@ from typing import Final
 
 from mep_link.client import LinkClient
 from mep_wire import PROTOCOL_VERSION, messages
-from mep_wire.data_frames import is_data
 from mep_wire.errors import (
     DataUnavailable,
     EngineFailed,
@@ -31,7 +30,7 @@ from mep_wire.waits import SENTENCES, WaitCode
 from user_endpoint.bounded_log import BoundedLog
 from user_endpoint.credit import MAX_HELD_BYTES, CreditLedger, Ledger
 from user_endpoint.data_cache import DataCache
-from user_endpoint.data_transfers import DataTransfers
+from user_endpoint.data_transfers import DataTransfers, needs_pieces
 from user_endpoint.deadlines import RunningDeadlines
 from user_endpoint.descriptors import Headroom
 from user_endpoint.engines.base import (
@@ -130,7 +129,7 @@ class UserEndpoint:
             cache,
             self._log,
             send=self._sent,
-            ready=self._run,
+            ready=self._run_with_data,
             failed=self._fail,
             bring=lambda item: self._send(messages.Results(items=[item])),
             replace=self._replace,
@@ -272,13 +271,22 @@ class UserEndpoint:
             return
         if task.expires_in_s:
             self._deadlines.add(task.row, self._clock() + task.expires_in_s)
-        if self._data is not None and is_data(task.payload):
+        if self._data is not None and needs_pieces(task):
             self._data.admit(task)
         else:
-            self._run(task, task.payload, code)
+            self._run(task, code)
 
-    def _run(self, task: messages.TaskItem, payload: bytes, code: bytes = b"") -> None:
-        """Have the engine run a task. Without its function's code, that is looked up again."""
+    def _run_with_data(self, task: messages.TaskItem) -> None:
+        """Run a task that has waited for its data. Its function's code was not kept meanwhile."""
+        try:
+            code = self._admission.code_of(task)
+        except Refusals as error:
+            self._fail(task, error)
+        else:
+            self._run(task, code)
+
+    def _run(self, task: messages.TaskItem, code: bytes) -> None:
+        payload = task.payload
         if task.inputs:
             from mep_sdk.serialize import with_inputs  # few tasks have the results of others
 
@@ -288,7 +296,7 @@ class UserEndpoint:
                 task.row,
                 task.task_id,
                 task.function_id,
-                code or self._admission.code_of(task),
+                code,
                 payload,
                 task.resource_spec,
                 task.walltime_s,

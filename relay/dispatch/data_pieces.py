@@ -2,7 +2,8 @@
 
 A piece belongs to one person, and the same bytes of one person are one chunk (`relay.dispatch.payloads`). To know a
 digest gives nothing. A person reads their own pieces alone. A user endpoint, known by the key of its link, reads the
-pieces of the arguments of its own unfinished tasks, and nothing else of its person's; it can add pieces for results.
+pieces that its own unfinished tasks need: those of their arguments, and of the results that they are sent with. It
+reads nothing else of its person's, and can add pieces for results.
 Uploads are kept for KEEP_S without a task, and payloads.KEEP_S after their last one. Called by the API and by the
 dispatcher, in the event loop's thread.
 """

@@ -914,7 +914,7 @@ class SqlReads(abc.ABC):
         return str(row[0]) if row else None
 
     def piece_of_uep(self, owner: str, digest: bytes, uep_row: int) -> str | None:
-        row = self._one(sql.PIECE_OF_UEP, owner, digest, uep_row)
+        row = self._one(sql.PIECE_OF_UEP, owner, digest, uep_row, uep_row)
         return str(row[0]) if row else None
 
     def group(self, group_id: str) -> GroupRef | None:

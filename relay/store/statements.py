@@ -304,11 +304,13 @@ KEEP_PIECE = "UPDATE chunks SET touched_at = ? WHERE owner = ? AND digest = ? AN
 OWNER_OF_TASK = "SELECT g.owner FROM tasks t JOIN task_groups g ON g.group_row = t.group_row WHERE t.row = ?"
 USE_CHUNK = "INSERT INTO chunk_uses (chunk, row, in_result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 FORGET_USES = "DELETE FROM chunk_uses WHERE chunk = ?"
-# A user endpoint reads what its own unfinished tasks need, and nothing else of the person's.
+# A user endpoint reads what its own unfinished tasks need, arguments and results of the tasks that they wait for.
 PIECE_OF_UEP = (
-    "SELECT c.name FROM chunks c WHERE c.owner = ? AND c.digest = ? AND c.stored = 1 AND EXISTS (SELECT 1 "
+    "SELECT c.name FROM chunks c WHERE c.owner = ? AND c.digest = ? AND c.stored = 1 AND (EXISTS (SELECT 1 "
     "FROM chunk_uses u JOIN tasks t ON t.row = u.row WHERE u.chunk = c.name AND u.in_result = 0 "
-    f"AND t.uep_row = ? AND t.state < {_END})"
+    f"AND t.uep_row = ? AND t.state < {_END}) OR EXISTS (SELECT 1 "
+    "FROM chunk_uses u JOIN dependencies d ON d.on_row = u.row JOIN tasks t ON t.row = d.row "
+    f"WHERE u.chunk = c.name AND u.in_result = 1 AND t.uep_row = ? AND t.state < {_END}))"
 )
 KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
 

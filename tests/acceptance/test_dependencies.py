@@ -41,6 +41,22 @@ def when(go: str, value: int) -> int:
     return value
 
 
+def joined(*parts: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def test_results_by_reference_are_handed_over_too(executor: Executor) -> None:
+    """They are over the limit of a message, and so are the other arguments."""
+    own = os.urandom(12_000_000)
+    large = executor.submit(noise, 12_000_000)
+    before = executor.submit(joined, large, own)
+    data = large.result(WAIT_S)
+    after = executor.submit(joined, large, own)
+    assert before.result(WAIT_S) == after.result(WAIT_S) == joined(data, own)
+
+
 def fail(value: int) -> int:
     raise KeyError(f"no molecule {value}")
 
