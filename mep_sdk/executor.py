@@ -424,6 +424,10 @@ class Executor(concurrent.futures.Executor):
         checks.check_timeout("timeout_s", timeout_s)
         return self._session.flush(timeout_s)
 
+    def finish_printing(self) -> None:
+        """With `stream_output`, wait until all that has come of tasks' output is printed."""
+        self._session.finish_printing()
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Stop accepting tasks; with `wait`, return when every task has ended.
 

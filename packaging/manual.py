@@ -2,7 +2,7 @@
 
 packages.py runs it in the interpreter that the packages are for; SITE has the service's packages. Each command is a
 click application. OUT/COMMAND/man1 gets a page for it and one for each visible subcommand, and OUT/COMMAND gets click's
-completion for bash, zsh and fish. A command with argparse gets one page and no completion.
+completion for bash, zsh and fish. A command with argparse gets one page, and its own completion.
 (click-man drops examples and exit codes, which our commands have in click's epilog,
 and lists hidden commands.)
 """
@@ -139,6 +139,8 @@ def main(site: str, out: str, epoch: str, *names: str) -> None:
         if name == "mep-sdk":
             parser = importlib.import_module(module).parser()
             (pages / f"{name}.1").write_text(argparse_page(parser, project["version"], day))
+            for shell in SHELLS:
+                (Path(out) / name / shell).write_text(importlib.import_module("mep_sdk.tool.completion").script(shell))
             continue
         command = application(module, function)
         main_name = main_names.setdefault(f"{module}:{function}", name)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from mep_sdk.tool import output
 from mep_sdk.tool.logins import client_of
-
-_BY_TYPE: dict[str, Any] = {"integer": 1, "number": 1.0, "boolean": True, "array": [], "object": {}, "null": None}
-_LIMITS = ("enum", "const", "minimum", "maximum", "minLength", "maxLength", "pattern")
+from mep_sdk.tool.values import config_of
 
 
 def endpoints(options: argparse.Namespace) -> int:
@@ -25,80 +22,42 @@ def endpoints(options: argparse.Namespace) -> int:
 
 
 def describe(options: argparse.Namespace) -> int:
-    """Show one endpoint."""
+    """Show one endpoint, and with --packages what its workers have."""
     client = client_of(options)
-    endpoint_id = client.endpoint_id_of(options.endpoint)
-    found, state = client.get_endpoint_metadata(endpoint_id), client.get_endpoint_status(endpoint_id)
-    schema = found.get("user_config_schema") or {}
-    example = example_of(schema)
+    found = client.describe(
+        options.endpoint,
+        packages=options.packages,
+        user_endpoint_config=config_of(options.config),
+        timeout_s=options.timeout,
+    )
     if options.json:
-        output.as_json({**found, "status": state.get("status"), "example_config": example})
+        output.as_json(found)
         return 0
-    allowed = found.get("allowed_functions")
+    _show(found)
+    return 0
+
+
+def _show(found: dict[str, Any]) -> None:
+    allowed, workers = found.get("allowed_functions"), found.get("workers")
+    pythons = [workers["python"]] if workers else found["worker_pythons"]
     output.fields(
         {
-            "id": endpoint_id,
+            "id": found["uuid"],
             "name": found.get("name"),
             "display name": found.get("display_name"),
             "alias": found.get("alias"),
-            "status": state.get("status"),
+            "status": found["status"],
             "multi-user": found.get("multi_user"),
             "open to all": found.get("public"),
             "locked": found.get("locked"),
             "functions": "any" if allowed is None else f"{len(allowed)} allowed",
+            "your workers' Python": ", ".join(pythons) or "not known yet: --packages asks a worker",
         }
     )
-    if rows := schema_rows(schema):
+    if rows := found["config_keys"]:
         output.say("\nuser_endpoint_config:")
-        output.table(("key", "type", "required", "default", "limits", "meaning"), rows)
-    output.say(f"\nexample:\n  Executor({endpoint_id!r}, user_endpoint_config={example!r})")
-    return 0
-
-
-def schema_rows(schema: dict[str, Any]) -> list[tuple[object, ...]]:
-    """Return a row for each property of a JSON schema: key, type, required, default, limits, description."""
-    required = schema.get("required")
-    needed = required if isinstance(required, list) else []
-    return [
-        (
-            name,
-            _type_of(rule),
-            name in needed,
-            json.dumps(rule["default"]) if "default" in rule else "",
-            ", ".join(f"{key} {json.dumps(rule[key])}" for key in _LIMITS if key in rule),
-            rule.get("description", ""),
-        )
-        for name, rule in _properties(schema)
-    ]
-
-
-def example_of(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return values that a JSON schema may take: defaults, else its examples, else the least of each type."""
-    return {name: _value_of(rule) for name, rule in _properties(schema)}
-
-
-def _properties(schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    found = schema.get("properties")
-    if not isinstance(found, dict):
-        return []
-    return [(name, rule if isinstance(rule, dict) else {}) for name, rule in found.items()]
-
-
-def _type_of(rule: dict[str, Any]) -> str:
-    kind = rule.get("type", "any")
-    return "|".join(map(str, kind)) if isinstance(kind, list) else str(kind)
-
-
-def _value_of(rule: dict[str, Any]) -> Any:
-    for key in ("default", "const"):
-        if key in rule:
-            return rule[key]
-    for key in ("examples", "enum"):
-        if isinstance(rule.get(key), list) and rule[key]:
-            return rule[key][0]
-    kind = _type_of(rule).partition("|")[0]
-    if kind in ("integer", "number"):
-        return rule.get("minimum", rule.get("maximum", _BY_TYPE[kind]))
-    if kind == "object":
-        return example_of(rule)
-    return _BY_TYPE.get(kind, "text")
+        output.table(list(rows[0]), [tuple(row.values()) for row in rows])
+    output.say(f"\nexample:\n  Executor({found['uuid']!r}, user_endpoint_config={found['example_config']!r})")
+    if workers:
+        output.say(f"\npackages of {workers['executable']}:")
+        output.table(("package", "version"), list(workers["packages"].items()))

@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     _add_endpoints(commands)
     _add_tasks(commands)
     _add_diagnostic(commands)
+    _add_completion(commands)
     return made
 
 
@@ -63,6 +64,12 @@ def _command(
     if client:
         made.add_argument("--relay-url", metavar="URL", help="the relay to ask (MEP_RELAY_URL, else the profile's)")
     return made
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
 
 
 def _add_logins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,6 +120,9 @@ def _add_endpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]
         "mep-sdk describe physics/cluster",
     )
     described.add_argument("endpoint", metavar="ENDPOINT", help="its id, alias or OWNER/NAME; NAME for your own")
+    described.add_argument("--packages", action="store_true", help="ask a worker for its Python and packages")
+    described.add_argument("--config", metavar="JSON", help="user_endpoint_config for that task, as a JSON object")
+    described.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait for that task")
 
 
 def _add_tasks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -130,12 +140,16 @@ def _add_tasks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     run.add_argument("--config", metavar="JSON", help="user_endpoint_config, as a JSON object")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="how long to wait for the result")
     run.add_argument("--no-wait", action="store_true", help="print the task's id and do not wait for it")
+    run.add_argument("--stream", action="store_true", help="print its output while it runs, before the result")
+    shown = run.add_mutually_exclusive_group()
+    shown.add_argument("--progress", action="store_true", help="say where the task is, also without a terminal")
+    shown.add_argument("--quiet", action="store_true", help="do not say where the task is")
     listed = _command(commands, "tasks", "tasks:tasks", "List your tasks.", "mep-sdk tasks --state pending --since 2h")
     listed.add_argument("--state", metavar="WORDS", help="pending, ended, or the relay's words, with commas")
     listed.add_argument("--since", metavar="WHEN", help="90s, 30m, 2h, 7d, or a date such as 2026-11-30T08:00")
-    listed.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    listed.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many (default: %(default)s)")
     groups = _command(commands, "groups", "tasks:groups", "List your task groups.", "mep-sdk groups --limit 10")
-    groups.add_argument("--limit", type=int, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    groups.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many (default: %(default)s)")
     for name, text in (("result", "Print the results of tasks."), ("cancel", "Cancel tasks, waiting or running.")):
         made = _command(commands, name, f"tasks:{name}", text, f"mep-sdk {name} TASK_ID")
         made.add_argument("ids", nargs="*", metavar="TASK_ID", help="ids of tasks")
@@ -154,8 +168,27 @@ def _add_diagnostic(commands: argparse._SubParsersAction[argparse.ArgumentParser
     made.add_argument("--out", metavar="FILE", help="write the report into this file")
 
 
+def _add_completion(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    made = commands.add_parser(
+        "completion",
+        help="Print the script that completes words in a shell.",
+        description="Print the script that completes commands, options and endpoints in a shell.",
+        epilog='examples:\n  eval "$(mep-sdk completion bash)"       # in ~/.bashrc\n'
+        '  eval "$(mep-sdk completion zsh)"        # in ~/.zshrc\n'
+        "  mep-sdk completion fish > ~/.config/fish/completions/mep-sdk.fish",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.set_defaults(function="completion:completion")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    made.add_argument("shell", choices=("bash", "zsh", "fish"))
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; return its exit status: 0, 1 for an error that was said, 130 for an interrupt."""
+    if os.environ.get("MEP_SDK_COMPLETE"):
+        from mep_sdk.tool.completion import complete
+
+        return complete(parser(), sys.argv[1:] if words is None else words)
     options = parser().parse_args(words)
     module, _, name = options.function.partition(":")
     try:

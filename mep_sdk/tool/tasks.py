@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import json
+import logging
 import re
 import sys
 import time
@@ -19,26 +18,22 @@ from mep_sdk.executor import Executor
 from mep_sdk.foreign_code import attempt
 from mep_sdk.tool import output
 from mep_sdk.tool.logins import client_of
-from mep_wire.errors import MepError
+from mep_sdk.tool.values import Misused, config_of, id_of, keyword_of, value_of
+from mep_sdk.tool.waiting import follow
 
 _SPAN = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
 _SUBMIT_S = 120.0
 _UNIT_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-class Misused(MepError):
-    """{given!r} cannot be used: expected {expected}."""
-
-    code = "MISUSED"
-
-
 def run(options: argparse.Namespace) -> int:
     """Run a function at an endpoint and print its result."""
     function = _function(options.what)
-    arguments = [_value(each) for each in options.arguments]
-    keywords = dict(_keyword(each) for each in options.keyword)
-    config = _config(options.config)
-    executor = Executor(options.endpoint, client_of(options), user_endpoint_config=config)
+    arguments = [value_of(each) for each in options.arguments]
+    keywords = dict(keyword_of(each) for each in options.keyword)
+    config = config_of(options.config)
+    stream = options.stream and not options.json
+    executor = Executor(options.endpoint, client_of(options), user_endpoint_config=config, stream_output=stream)
     try:
         future = executor.submit(function, *arguments, **keywords)
         if not executor.flush(_SUBMIT_S):
@@ -47,9 +42,15 @@ def run(options: argparse.Namespace) -> int:
         if options.no_wait and not future.done():  # one that was refused has ended
             _print_submitted(future.task_id, options)
             return 0
-        return _print_outcome(lambda: future.result(options.timeout), options, future)
+        left_s = options.timeout
+        if not options.quiet:
+            began = time.monotonic()
+            follow(future, options.timeout, always=options.progress)
+            left_s = None if left_s is None else max(0.0, began + left_s - time.monotonic())
+        return _print_outcome(lambda: future.result(left_s), options, future, executor)
     finally:
         executor.shutdown(wait=False)
+        logging.getLogger("mep_sdk").setLevel(logging.ERROR)  # how to get the result later was said here
 
 
 def _print_submitted(task_id: str, options: argparse.Namespace) -> None:
@@ -59,8 +60,9 @@ def _print_submitted(task_id: str, options: argparse.Namespace) -> None:
         output.say(task_id)
 
 
-def _print_outcome(ask: Callable[[], Any], options: argparse.Namespace, future: Any) -> int:
+def _print_outcome(ask: Callable[[], Any], options: argparse.Namespace, future: Any, executor: Executor) -> int:
     value, error = attempt(ask)  # a task may raise anything
+    executor.finish_printing()
     if isinstance(error, KeyboardInterrupt):
         raise error
     if isinstance(error, TimeoutError) and not future.done():
@@ -172,9 +174,9 @@ def _one_line(values: tuple[Any, ...]) -> str:
 
 
 def _ids(client: Client, options: argparse.Namespace) -> list[str]:
-    found = list(options.ids)
+    found = [id_of(each) for each in options.ids]
     if options.group:
-        found += client.get_task_group(options.group)
+        found += client.get_task_group(id_of(options.group))
     if not found:
         raise Misused(given="no task", expected="ids of tasks, or --group ID")
     return found
@@ -193,29 +195,6 @@ def _function(what: str) -> Callable[..., Any]:
         raise Misused(given=what, expected=f"a function that can be imported here ({error})") from error
     if not callable(found):
         raise Misused(given=what, expected="a function")
-    return found
-
-
-def _value(text: str) -> Any:
-    """Return a JSON value; anything else is text."""
-    with contextlib.suppress(ValueError):
-        return json.loads(text)
-    return text
-
-
-def _keyword(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not (equals and name.isidentifier()):
-        raise Misused(given=text, expected="NAME=VALUE")
-    return name, _value(value)
-
-
-def _config(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    found = _value(text)
-    if not isinstance(found, dict):
-        raise Misused(given=text, expected="a JSON object, for example '{\"nodes\": 2}'")
     return found
 
 

@@ -50,6 +50,8 @@ class EndpointStatus(msgspec.Struct, kw_only=True):
 
     status: str
     details: dict[str, Any] = {}
+    worker_pythons: list[str] = []
+    """This project's own: the Pythons of the asking person's workers there, as far as they are known."""
 
 
 class Deleted(msgspec.Struct, kw_only=True):
@@ -239,7 +241,10 @@ async def look_up(service: ApiContext, request: Request) -> EndpointInfo:
 async def status(service: ApiContext, request: Request) -> EndpointStatus:
     """GET /v2/endpoints/ID/status."""
     record = _seen(service, request)
-    return EndpointStatus(status="online" if service.dispatcher.online(record.endpoint_id) else "offline")
+    return EndpointStatus(
+        status="online" if service.dispatcher.online(record.endpoint_id) else "offline",
+        worker_pythons=service.dispatcher.worker_pythons(record.endpoint_id, request.caller.account_id),
+    )
 
 
 async def stop(service: ApiContext, request: Request) -> Deleted:

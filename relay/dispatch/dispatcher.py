@@ -338,6 +338,11 @@ class Dispatcher:
         self.starts.want(uep)
         return uep.worker_python
 
+    def worker_pythons(self, endpoint_id: str, account_id: str) -> list[str]:
+        """Return the Pythons of a person's workers at an endpoint, as far as they are known."""
+        own = (uep for uep in self.live.of_endpoint(endpoint_id) if uep.record.account_id == account_id)
+        return sorted({uep.worker_python for uep in own if uep.worker_python})
+
     def holds_tasks(self, endpoint_id: str) -> bool:
         """Whether tasks for this endpoint may wait for others here."""
         link = self.live.managers.get(endpoint_id)

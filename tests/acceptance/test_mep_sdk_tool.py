@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
+import platform
 import re
+import shlex
+import socket
 import stat
 import subprocess
 import sys
@@ -301,6 +305,37 @@ def test_a_failed_task_ends_the_command_with_its_error(own: Shell, endpoint: Fak
     assert "expected MODULE:FUNC" in own.run("run", "cluster", "sqrt", status=1).stderr
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("cancel", "results"),
+        ("result", "x"),
+        ("result", "--group", "x"),
+        ("cancel",),
+        ("tasks", "--since", "soon"),
+        ("tasks", "--state", "flying"),
+        ("tasks", "--limit", "0"),
+        ("groups", "--limit", "-1"),
+        ("describe", "nowhere"),
+        ("run", "nowhere", "math:sqrt", "4"),
+        ("run", "cluster", "math:sqrt", "4", "--config", "[1]"),
+        ("run", "cluster", "math:sqrt", "4", "-k", "x"),
+        ("run", "cluster", "math:no_such", "4"),
+        ("run", "cluster", "math:sqrt", "4", "--timeout", "-1", "--config", '{"nodes": 2}'),
+        ("describe", "cluster", "--packages", "--config", "x"),
+        ("profiles", "--use", "nobody"),
+        ("whoami", "--profile", "no such"),
+        ("endpoints", "--relay-url", "nonsense"),
+        ("diagnostic", "--out", "/proc/no/such/file"),
+    ],
+)
+def test_a_mistake_is_told_in_a_line_or_two(own: Shell, endpoint: FakeEndpoint, words: tuple[str, ...]) -> None:
+    done = subprocess.run([TOOL, *words], env=own.environment, capture_output=True, text=True, timeout=90)
+    assert done.returncode in (1, 2), done.stdout
+    assert "Traceback" not in done.stderr
+    assert 0 < len(done.stderr.strip().splitlines()) <= 5, done.stderr
+
+
 def test_an_endpoint_is_described_with_an_example(own: Shell, endpoint: FakeEndpoint, idle: str) -> None:
     told = own.json("describe", "cluster")
     assert (told["status"], told["example_config"]) == ("online", {"nodes": 2, "queue": "short"})
@@ -310,6 +345,71 @@ def test_an_endpoint_is_described_with_an_example(own: Shell, endpoint: FakeEndp
     assert own.json("describe", idle)["status"] == "offline"
     listed = own.run("endpoints", "--mine").stdout.splitlines()
     assert {endpoint.endpoint_id, idle} <= {line.split("\t")[0] for line in listed}
+
+
+def test_an_endpoint_is_described_with_its_workers(own: Shell, endpoint: FakeEndpoint) -> None:
+    told = own.json("describe", "cluster", "--packages", *NODES)
+    assert told["workers"]["python"] == platform.python_version()
+    assert told["workers"]["packages"]["msgspec"] == importlib.metadata.version("msgspec")
+    assert [key["key"] for key in told["config_keys"]] == ["nodes", "queue"]
+    text = own.run("describe", "cluster", "--packages", *NODES).stdout
+    assert f"msgspec\t{importlib.metadata.version('msgspec')}\n" in text
+    assert "--packages asks a worker" in own.run("describe", "cluster").stdout
+    assert "user_endpoint_config" in own.run("describe", "cluster", "--packages", status=1).stderr
+
+
+def test_run_says_where_the_task_is_and_prints_its_output(own: Shell, endpoint: FakeEndpoint, idle: str) -> None:
+    (own.home / "mine.py").write_text("def speak():\n    print('so far')\n    return 3\n")
+    command = [TOOL, "run", "cluster", "mine:speak", "--stream", *NODES]
+    done = subprocess.run(command, env=own.environment, cwd=own.home, capture_output=True, text=True, timeout=90)
+    assert (done.stdout, done.stderr) == ("so far\n3\n", "")
+    told = own.run("run", "idle", "math:sqrt", "4", "--progress", "--timeout", "6", status=2).stderr
+    assert re.search(r"\[\d+ s\] task \S+ is (at the relay|on its way to the relay)", told), told
+    quiet = own.run("run", "idle", "math:sqrt", "4", "--quiet", "--timeout", "1", status=2).stderr
+    assert quiet.startswith("Task ")
+    own.run("cancel", *(text.rsplit(" ", 1)[1].strip() for text in (told, quiet)))
+
+
+def test_a_shell_completes_words_and_endpoints(own: Shell, endpoint: FakeEndpoint, idle: str) -> None:
+    (own.home / "bin").mkdir()
+    (own.home / "bin" / "mep-sdk").symlink_to(TOOL)
+    own.variables["PATH"] = f"{own.home}/bin:{os.environ['PATH']}"
+    script = own.run("completion", "bash").stdout
+
+    def bash(*words: str) -> list[str]:
+        ask = f"COMP_WORDS=({' '.join(map(shlex.quote, words))}); COMP_CWORD={len(words) - 1}; _mep_sdk"
+        text = f"{script}\n{ask}\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+        done = subprocess.run(["bash", "-c", text], env=own.environment, capture_output=True, text=True, timeout=90)
+        assert not done.stderr
+        return done.stdout.split()
+
+    assert bash("mep-sdk", "de") == ["describe"]
+    assert bash("mep-sdk", "describe", "clu") == ["cluster"]
+    assert idle in bash("mep-sdk", "run", "")
+    assert bash("mep-sdk", "run", "--config", "{}", "i") == ["idle"]
+    assert bash("mep-sdk", "run", "cluster", "") == []
+    assert bash("mep-sdk", "describe", "--pac") == ["--packages"]
+    assert bash("mep-sdk", "completion", "") == ["bash", "fish", "zsh"]
+    assert "running" in bash("mep-sdk", "tasks", "--state", "")
+
+
+def test_completion_does_not_wait_for_a_relay_that_is_silent(own: Shell) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        own.variables |= {"MEP_RELAY_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "MEP_SDK_COMPLETE": "1"}
+        assert own.run("describe", "").stdout == ""  # and the connection is still open: nobody has answered
+        kept = own.home / "config" / "mep"
+        assert not list(kept.glob("endpoint-names-*")) if kept.exists() else True
+    own.variables["MEP_RELAY_URL"] = "http://127.0.0.1:9"
+    assert own.run("describe", "").stdout == ""
+
+
+def test_names_that_mean_something_to_a_shell_are_left_out(own: Shell, relay: RelayProcess, ada: str) -> None:
+    evil = FakeEndpoint(relay, ada, serve=False, endpoint_name="evil", display_name="$(touch evil)").endpoint_id
+    own.variables |= {"MEP_SDK_COMPLETE": "1"}
+    words = own.run("describe", "").stdout.splitlines()
+    assert evil in words
+    assert "evil" in words
+    assert not [word for word in words if "$" in word]
 
 
 def test_a_script_that_was_killed_finds_its_tasks_again(own: Shell, endpoint: FakeEndpoint, idle: str) -> None:
