@@ -8,8 +8,9 @@ from typing import Any
 
 from mep_sdk.encoding import split_output
 from mep_sdk.errors import DataCorrupt, DataUnreadable
+from mep_sdk.foreign_code import attempt
 from mep_sdk.serialize import load_exception, load_result
-from mep_sdk.version_mismatch import with_own_version
+from mep_sdk.version_mismatch import note_own_version, with_own_version
 from mep_wire import api
 from mep_wire.data_frames import is_data
 from mep_wire.errors import FunctionUnloadable, MepError, TaskCancelled, TaskExpired, TaskFailed, rebuild
@@ -42,7 +43,10 @@ def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
         try:
             _, _, payload = split_output(result.payload)
             if payload:
-                return load_exception(payload)
+                error = load_exception(payload)
+                if isinstance(error, ImportError):
+                    attempt(note_own_version, error)  # a class of the person's may have notes of another kind
+                return error
         except DataCorrupt as error:
             text = f"{text} ({error.text})"
     kind = _WITHOUT_CODE.get(state)

@@ -163,6 +163,10 @@ def _not_run(stage: TaskStage, error: BaseException) -> TaskOutcome:
 def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int) -> TaskOutcome:
     _show_source(loaded)
     limit, _ = attempt(_processes.explain, error)
+    if isinstance(error, ImportError):
+        from mep_sdk.version_mismatch import missing  # only a failure needs it
+
+        limit = limit or attempt(missing, error)[0]
     if limit:
         attempt(BaseException.add_note, error, limit)  # it may be frozen, or have notes of another kind
     # A worker's frame of run_task is no news to the person: their own call comes first.

@@ -78,6 +78,32 @@ def explain(error: BaseException, where: str) -> str:
     return f"; {said} installed {where} ({python})"
 
 
+def missing(error: ImportError) -> str:
+    """Return what to say of an import that failed inside a task: the package there, and what is there like it."""
+    said = explain(error, "on the endpoint").removeprefix("; ")
+    module = _culprit(error)
+    if not said or _version(module):
+        return said
+    import difflib
+    import importlib.metadata
+
+    there = {str(each.name): each.version for each in importlib.metadata.distributions()}
+    like = difflib.get_close_matches(module, there, n=3)
+    among = f", among them {', '.join(f'{name} {there[name]}' for name in like)}" if like else ""
+    return f"{said}. It has {len(there)} others{among}: mep-sdk describe ENDPOINT --packages lists them"
+
+
+def note_own_version(error: BaseException) -> None:
+    """Add to an exception from an endpoint the version here of the package that one of its notes names."""
+    notes: list[str] = getattr(error, "__notes__", [])
+    for at, note in enumerate(notes):
+        if found := _ON_ENDPOINT.search(str(note)):
+            version = _version(found[1])
+            said = f"{found[1]} {version}" if version else f"{found[1]} is not installed"
+            notes.insert(at + 1, f"here: {said} (Python {sys.version.split()[0]} at {sys.prefix})")
+            return
+
+
 def with_own_version(text: str) -> str:
     """Return an error's text from an endpoint, with the version here of the package that it names."""
     found = _ON_ENDPOINT.search(text)

@@ -87,9 +87,17 @@ def _print_failure(error: BaseException | None, options: argparse.Namespace) -> 
         output.as_json({"error": kind, "message": text})
     else:
         cause = getattr(error, "__cause__", None)
-        output.note(str(cause).strip('\n"') if cause is not None else "")
-        output.note("".join(traceback.format_exception_only(type(error), error)).rstrip() if error else "")
+        output.note(_told(str(cause).strip('\n"') if cause is not None else "", error))
     return 1
+
+
+def _told(there: str, error: BaseException | None) -> str:
+    """Return the traceback from there, where there is one, and the error once, with its notes."""
+    lines = traceback.format_exception_only(type(error), error) if error is not None else []
+    said = [line.rstrip() for line in lines if not line.startswith("remote traceback: see above")]
+    if said and there.endswith(said[0]):
+        said = said[1:]
+    return "\n".join(each for each in (there, *said) if each)
 
 
 def tasks(options: argparse.Namespace) -> int:

@@ -128,3 +128,28 @@ def test_one_warning_for_each_endpoint_whose_python_differs() -> None:
         version_mismatch.warn_of_python("e2", f"{version_mismatch.OWN}.99")
     with pytest.warns(version_mismatch.PythonDiffers):
         version_mismatch.warn_of_python("e2", "3.99.1")
+
+
+def test_an_import_inside_a_function_names_the_package_and_both_pythons() -> None:
+    def uses() -> None:
+        import msgspek  # type: ignore[import-not-found]  # noqa: F401
+
+    outcome = run_task(serialize_function(uses), serialize_arguments((), {}), max_result_bytes=10_000)
+    there = f"msgspek is not installed on the endpoint ({HERE}). It has "
+    assert there in outcome.text
+    told = api.StreamedResult("t", int(TaskState.FAILED), outcome.code, outcome.text, outcome.payload)
+    _, error = settle(told)
+    assert isinstance(error, ModuleNotFoundError)
+    notes = "\n".join(error.__notes__)
+    assert there in notes
+    assert f"msgspec {msgspec.__version__}" in notes
+    assert "mep-sdk describe ENDPOINT --packages" in notes
+    assert f"here: msgspek is not installed ({HERE})" in notes
+
+
+def test_an_import_of_a_name_that_a_package_lacks_names_its_version() -> None:
+    def uses() -> None:
+        from msgspec import no_such_name  # type: ignore[attr-defined]  # noqa: F401
+
+    outcome = run_task(serialize_function(uses), serialize_arguments((), {}), max_result_bytes=10_000)
+    assert f"msgspec {msgspec.__version__} is installed on the endpoint ({HERE})" in outcome.text
