@@ -538,35 +538,15 @@ class Client:
         """Return what an endpoint's administrator registered for it."""
         return self._get(f"/v2/endpoints/{self.endpoint_id_of(endpoint_uuid)}")
 
-    def describe(
-        self,
-        endpoint: UuidLike,
-        *,
-        packages: bool = False,
-        user_endpoint_config: dict[str, Any] | None = None,
-        timeout_s: float | None = None,
-    ) -> dict[str, Any]:
+    def describe(self, endpoint: UuidLike) -> dict[str, Any]:
         """Return an endpoint's registration with its `status`, the `config_keys` that its schema names, an
         `example_config`, and in `worker_pythons` the Pythons of your workers there, as far as the relay knows them.
-
-        With `packages` a task in a worker (of these values) reports its Python and its packages as `workers`. That
-        waits `timeout_s` seconds at most, and raises TimeoutError and what the task raises.
-        """
+        Executor.get_worker_packages asks a worker for more."""
         from mep_sdk.endpoint_description import described  # few scripts need it
 
         endpoint_id = self.endpoint_id_of(endpoint)
         found = described(self.get_endpoint_metadata(endpoint_id), self.get_endpoint_status(endpoint_id))
-        found.setdefault("uuid", endpoint_id)
-        if packages:
-            from mep_sdk.executor import Executor
-            from mep_sdk.worker_report import worker_report
-
-            executor = Executor(endpoint_id, self, user_endpoint_config=user_endpoint_config)
-            try:
-                found["workers"] = executor.submit(worker_report).result(timeout_s)
-            finally:
-                executor.shutdown(wait=False, cancel_futures=True)
-        return found
+        return {"uuid": endpoint_id, **found}
 
     def get_endpoint_status(self, endpoint_uuid: UuidLike) -> dict[str, Any]:
         """Return whether an endpoint is connected, and more about its state."""

@@ -338,6 +338,13 @@ class Executor(concurrent.futures.Executor):
 
         return str(self.submit(hardware_report).result())
 
+    def get_worker_packages(self, timeout_s: float | None = None) -> dict[str, Any]:
+        """Return the `python` of a worker, its `implementation`, `executable` and `system`, and its `packages`: their
+        versions by name. Waits for the task that tells it, `timeout_s` seconds at most; raises TimeoutError."""
+        from mep_sdk.worker_report import worker_report
+
+        return self.submit(worker_report).result(timeout_s)
+
     @overload
     def map(
         self, fn: Callable[[_A], _T], iterable: Iterable[_A], /, *, timeout: float | None = None, chunksize: int = 1

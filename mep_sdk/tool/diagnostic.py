@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import platform
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from importlib import metadata
@@ -25,6 +27,7 @@ from mep_sdk.settings import ClientSettings
 from mep_sdk.tool import output
 from mep_sdk.tool.logins import client_of, userinfo
 from mep_sdk.version import __version__
+from mep_wire.text import printable
 
 _LIBRARIES = ("cloudpickle", "msgspec", "urllib3", "websockets", "pysocks", "python-socks")
 _VARIABLES = (
@@ -32,14 +35,38 @@ _VARIABLES = (
     *("https_proxy", "http_proxy", "all_proxy", "no_proxy", "HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE", "SSL_CERT_DIR"),
 )
+_MOST_LINES = 200
 _ANSWER_S = 10.0
 _TASK_S = 120.0
+
+
+class _RecentLog(logging.Handler):
+    """Keeps the last lines that the SDK logs while this report is made: the checks' journey, retries included."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.DEBUG)
+        self.lines: deque[str] = deque(maxlen=_MOST_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        self.lines.append(f"{at}Z {record.levelname} {printable(record.getMessage())}")
+
+    def without(self, *secrets: str) -> list[str]:
+        """Return the lines. No part of the SDK logs a token; if one ever does, it is not in the report."""
+        told = "\n".join(self.lines)
+        for each in filter(None, secrets):
+            told = told.replace(each, "(left out)")
+        return told.split("\n") if told else []
 
 
 def diagnostic(options: argparse.Namespace) -> int:
     """Collect the report and print it, or write it into a file; 1 if a check failed."""
     report: dict[str, Any] = {"versions": _versions(), "settings": _settings()}
     client: list[Client] = []
+    kept = _RecentLog()
+    logging.getLogger("mep_sdk").addHandler(kept)
+    logging.getLogger("mep_sdk").setLevel(logging.DEBUG)
     checks: dict[str, Callable[[], Any]] = {
         "client": lambda: _made(client, options),
         "proxy": lambda: str(proxy_for(client[0].settings.relay_url) or "none"),
@@ -61,6 +88,9 @@ def diagnostic(options: argparse.Namespace) -> int:
         if error is not None:
             found, failed = {"ok": False, "error": f"{type(error).__name__}: {error}"}, 1
         report[name] = {**found, "seconds": round(time.monotonic() - started, 3)}
+    logging.getLogger("mep_sdk").setLevel(logging.ERROR)
+    token, _ = attempt(client[0].settings.bearer) if client else ("", None)
+    report["log"] = kept.without(token or "")
     if options.out:
         write_private(Path(options.out), json.dumps(report, indent=2, default=repr).encode() + b"\n")
         output.note(f"The report is in {options.out}. It holds names and addresses, but no secrets.")

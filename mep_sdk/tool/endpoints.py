@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from mep_sdk.executor import Executor
 from mep_sdk.tool import output
 from mep_sdk.tool.logins import client_of
 from mep_sdk.tool.values import config_of
@@ -24,12 +25,17 @@ def endpoints(options: argparse.Namespace) -> int:
 def describe(options: argparse.Namespace) -> int:
     """Show one endpoint, and with --packages what its workers have."""
     client = client_of(options)
-    found = client.describe(
-        options.endpoint,
-        packages=options.packages,
-        user_endpoint_config=config_of(options.config),
-        timeout_s=options.timeout,
-    )
+    config = config_of(options.config)
+    found = client.describe(options.endpoint)
+    if options.packages:
+        executor = Executor(found["uuid"], client, user_endpoint_config=config)
+        try:
+            found["workers"] = executor.get_worker_packages(options.timeout)
+        except TimeoutError:
+            output.note(f"No worker has answered within {options.timeout:g} s. Without --timeout it is waited for.")
+            return 2
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
     if options.json:
         output.as_json(found)
         return 0

@@ -104,7 +104,7 @@ async def submit(service: ApiContext, request: Request) -> SubmitAnswer:
         endpoint_id=endpoint.endpoint_id,
         tasks=names,
         worker_python=worker_python,
-        holds_tasks=service.dispatcher.holds_tasks(endpoint.endpoint_id),
+        holds_tasks=service.dispatcher.holds_tasks(endpoint.endpoint_id, request.caller.account_id),
     )
 
 

@@ -343,10 +343,12 @@ class Dispatcher:
         own = (uep for uep in self.live.of_endpoint(endpoint_id) if uep.record.account_id == account_id)
         return sorted({uep.worker_python for uep in own if uep.worker_python})
 
-    def holds_tasks(self, endpoint_id: str) -> bool:
-        """Whether tasks for this endpoint may wait for others here."""
+    def holds_tasks(self, endpoint_id: str, account_id: str) -> bool:
+        """Whether a person's tasks for this endpoint may wait for others here: its manager, and their processes that
+        an older manager may have started, know what to do with them."""
         link = self.live.managers.get(endpoint_id)
-        return link is not None and link.takes_inputs
+        linked = (uep for uep in self.live.of_endpoint(endpoint_id) if uep.peer and uep.record.account_id == account_id)
+        return link is not None and link.takes_inputs and all(uep.takes_inputs for uep in linked)
 
     def why_waiting(self, uep_row: int, state: TaskState, row: int = 0) -> Wait | None:
         """Return why a task of this user endpoint waits in `state`, as far as its person needs to know."""

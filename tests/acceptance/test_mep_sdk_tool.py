@@ -347,6 +347,16 @@ def test_an_endpoint_is_described_with_an_example(own: Shell, endpoint: FakeEndp
     assert {endpoint.endpoint_id, idle} <= {line.split("\t")[0] for line in listed}
 
 
+def test_a_diagnosis_has_the_journey_of_its_task_and_no_token(own: Shell, ada: str) -> None:
+    with FakeEndpoint(own.relay, ada, endpoint_name="plain") as plain:
+        report = own.json("diagnostic", "--endpoint", plain.endpoint_id)
+    assert report["sample task"]["ok"], report
+    log = "\n".join(report["log"])
+    assert "is at the relay, as a call of" in log
+    assert "has succeeded" in log
+    assert ada not in json.dumps(report)
+
+
 def test_an_endpoint_is_described_with_its_workers(own: Shell, endpoint: FakeEndpoint) -> None:
     told = own.json("describe", "cluster", "--packages", *NODES)
     assert told["workers"]["python"] == platform.python_version()

@@ -152,6 +152,9 @@ class FakeManager(FakeLink):
 class FakeUep(FakeLink):
     """A user endpoint."""
 
+    takes_inputs = False
+    """Whether it takes the results of other tasks; one of an older version does not."""
+
     def __init__(self, manager: FakeManager, request: StartRequest, token: bytes, **options: Any) -> None:
         self.request, self.token, self.uep_id = request, token, request.uep_id
         self.incarnation = incarnation_of(token)
@@ -160,13 +163,15 @@ class FakeUep(FakeLink):
 
     def join(self) -> FakeUep:
         """Spend the join token."""
-        self.send(messages.Join(protocol=PROTOCOL_VERSION, uep_id=self.uep_id, token=self.token))
+        takes = {"takes_inputs": self.takes_inputs}
+        self.send(messages.Join(protocol=PROTOCOL_VERSION, uep_id=self.uep_id, token=self.token, **takes))
         self.expect(messages.UepWelcome)
         return self
 
     def hello(self, held: list[int]) -> FakeUep:
         """Come back on a new link."""
-        self.send(messages.UepHello(protocol=PROTOCOL_VERSION, uep_id=self.uep_id, held=held))
+        takes = {"takes_inputs": self.takes_inputs}
+        self.send(messages.UepHello(protocol=PROTOCOL_VERSION, uep_id=self.uep_id, held=held, **takes))
         self.expect(messages.UepWelcome)
         return self
 

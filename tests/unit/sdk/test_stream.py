@@ -249,7 +249,8 @@ class ScriptedClient(Client):
         self.script = submit
 
     def submit(self, endpoint_id: Any, body: api.SubmitBody, **_: Any) -> Any:
-        return self.script(body)
+        answer = api.SubmitAnswer(request_id="", task_group_id=GROUP, endpoint_id=str(endpoint_id), tasks={})
+        return self.script(body) or answer
 
 
 def target() -> Target:
