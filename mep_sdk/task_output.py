@@ -85,7 +85,7 @@ def install() -> None:
 
 
 def copy_to(copy: Copy | None) -> None:
-    """Pass on all output from now on, to None no more. `copy` raises nothing."""
+    """Pass on all output until `end`. `copy` raises nothing."""
     global _copy
     _copy = copy
 
@@ -114,6 +114,7 @@ def end(room: int) -> list[bytes]:
     for stream, tee in _kept:
         attempt(stream.flush)  # the task may have closed it
         tee.keeps = False
+    copy_to(None)
     whole = sum(min(tee.written, MOST_BYTES) + _NOTE_BYTES * (tee.written > MOST_BYTES) for _, tee in _kept)
     most = MOST_BYTES if whole <= room else min(MOST_BYTES, room // 2 - _NOTE_BYTES)
     found = [tee.take(max(1, most)) if tee.written else b"" for _, tee in _kept]

@@ -46,7 +46,7 @@ class TaskOutcome(msgspec.Struct, frozen=True):
 keep_output = task_output.install
 """Have outcomes hold what tasks print. For a process that runs one task at a time, before the first."""
 copy_output = task_output.copy_to
-"""Pass on what tasks print while they run, to None no more. For the same processes."""
+"""Pass on what the next task prints while it runs. For the same processes."""
 wants_live_output = serialize.wants_live_output
 """Return whether the caller of a task with these arguments takes what it prints while it runs."""
 FunctionCache = dict[bytes, LoadedFunction]

@@ -104,7 +104,6 @@ def serve(
         _flush_output(foreign_code.attempt)
         if _own_pid() != own_pid:  # the task forked, and its child came back here: it is no worker
             os._exit(0)
-        copy_output(None)
         ended = _now()
         whole = _cleaned_up(environment)
         datagrams.send(sock, (row, outcome.code, outcome.text, outcome.payload, started, ended))

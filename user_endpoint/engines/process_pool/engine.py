@@ -10,7 +10,6 @@ endpoint's loop, from its one thread.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import select
 import signal
@@ -84,7 +83,8 @@ class ProcessPoolEngine:
         self._last_number = 0
         self._free_slots = list(range(self._max_workers))[::-1]
         self._failed_starts, self._not_before = 0, 0.0
-        self._output_due = math.inf
+        self._output_due: float | None = None
+        """When to look at what tasks print; None while none of them is to be seen live."""
         self._draining = False
 
     # --- the contract ---------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class ProcessPoolEngine:
         self._watch_server()
         for worker in self._workers.values():
             self._events += map(TaskStarted, worker.newly_begun())
-        if self._clock() >= self._output_due:
+        if self._output_due is not None and self._clock() >= self._output_due:
             self._read_output()
         self._enforce_walltimes()
         self._dispatch()
@@ -260,11 +260,10 @@ class ProcessPoolEngine:
     # --- messages of workers --------------------------------------------------------------------------
 
     def _read_worker(self, worker: WorkerHandle) -> None:
-        had_ring = worker.ring is not None
         answers, sound = worker.answers(_TURN)
         now = self._clock()
-        if worker.ring is not None and not had_ring:
-            self._output_due = min(self._output_due, now + OUTPUT_EVERY_S)
+        if worker.ring is not None and self._output_due is None:
+            self._output_due = now + OUTPUT_EVERY_S
         for row, code, text, payload, started, ended in answers:
             if not worker.sent or worker.sent[0].row != row:
                 sound = False
@@ -287,7 +286,7 @@ class ProcessPoolEngine:
         live = [worker for worker in self._workers.values() if worker.ring is not None]
         for worker in live:
             self._events += worker.output(OUTPUT_BYTES // (2 * len(live)))
-        self._output_due = self._clock() + OUTPUT_EVERY_S if live else math.inf
+        self._output_due = self._clock() + OUTPUT_EVERY_S if live else None
 
     def _read_server(self) -> None:
         assert self._server is not None
