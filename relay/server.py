@@ -35,6 +35,8 @@ from relay.auth.tokens import TokenAuth
 from relay.control import Control
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.start_signing import OverlapSigner
+from relay.dispatch.stories import Stories
+from relay.dispatch.story_file import StoryFile
 from relay.figures import Figures
 from relay.link.zmq_link import ZmqLink
 from relay.log import logger
@@ -88,9 +90,8 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
     )
     listener = _listen(settings.host, settings.port)
     link_ = ZmqLink(settings.link_host, settings.link_port, keys.link_secret)
-    dispatcher = Dispatcher(
-        store, link_, OverlapSigner(keys.signing, keys.overlap), settings.limits, _chunks(settings, state)
-    )
+    signer, stories = OverlapSigner(keys.signing, keys.overlap), Stories(file=StoryFile(state.stories))
+    dispatcher = Dispatcher(store, link_, signer, settings.limits, _chunks(settings, state), stories)
     link_.start(dispatcher)
     service = _service(store, dispatcher, keys, settings.link_address or link_.address, settings)
     service.audit = AuditLog(state.audit_log)
@@ -130,6 +131,7 @@ async def serve(state: StateDir, settings: RelaySettings) -> None:
         link_.stop()
         service.people.close()
         service.audit.close()
+        stories.close()
         store.close()
         logger.info("ended")
 

@@ -173,6 +173,7 @@ class StateDir:
                 f"{self.database.name}-wal",
                 LOCK,
                 self.audit_log.name,
+                self.stories.name,
             ]
             found = [
                 problem for name in secret if os.path.lexists(path := self.directory / name)
@@ -190,6 +191,11 @@ class StateDir:
     def audit_log(self) -> Path:
         """The file that says who did what."""
         return self.directory / "audit.log"
+
+    @property
+    def stories(self) -> Path:
+        """The events of `mep why`: see relay.dispatch.story_file."""
+        return self.directory / "stories.sqlite"
 
     @property
     def listening(self) -> Path:

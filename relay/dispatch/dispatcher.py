@@ -35,6 +35,7 @@ from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.result_notifier import ResultNotifier
 from relay.dispatch.start_requests import StartRequester
 from relay.dispatch.start_signing import Signer
+from relay.dispatch.stories import Stories
 from relay.dispatch.submissions import PersonLimits, Submission, Submissions
 from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_record_feed import TaskRecordFeed
@@ -65,13 +66,14 @@ class Dispatcher:
         signing_key: Signer,
         limits: PersonLimits | None = None,
         chunks: tuple[Chunks, int] | None = None,
+        stories: Stories | None = None,
     ) -> None:
         """`chunks` are the storage of payloads that are larger than so many bytes."""
         self.streams = ResultNotifier()
         self._audited = AuditedStore(store)
         store = self._audited
         self.output = LiveOutput(store)
-        self.live = LiveState(store, link_, asyncio.get_running_loop(), self._cut)
+        self.live = LiveState(store, link_, asyncio.get_running_loop(), self._cut, stories=stories or Stories())
         limits = limits or PersonLimits()
         self.payloads = Payloads(store, *chunks) if chunks else Payloads(store)
         self.delivery = TaskDelivery(self.live, self.streams, limits.result_bytes, self.payloads)

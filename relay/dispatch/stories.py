@@ -1,6 +1,6 @@
 """Tells an endpoint's administrator what the relay knows about one start or task: `mep why`, over the manager's link.
 
-The relay keeps the latest events of each endpoint in memory, in bounds; its log and its store have everything. An
+The relay keeps the latest events of each endpoint in memory, and more of them in a file (`story_file`), in bounds. An
 endpoint is told of its own user endpoints alone. Arguments and results are never part of it.
 """
 
@@ -10,18 +10,19 @@ import time
 import uuid
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 from mep_wire.errors import MepError
 from mep_wire.limits import MAX_PUBLIC_TEXT
 from mep_wire.messages import Explain, Explained, StoryLine
 from mep_wire.states import API_STATUS
 from mep_wire.text import printable
+from relay.dispatch.story_file import StoryEvent, StoryFile
 from relay.store.base import Store, Tx
 from relay.store.records import TaskRecord, UepKey
 
 MAX_EVENTS: Final = 256
-"""Events that are kept of one endpoint: the latest."""
+"""Events of one endpoint that are kept in memory: the latest, also those that are not in the file yet."""
 MAX_ENDPOINTS: Final = 256
 MAX_LINES: Final = 128
 """Lines of one answer."""
@@ -31,49 +32,55 @@ _LINK_S: Final = 60.0
 _REFUSALS: Final = "/refusals"
 
 
-class StoryEvent(NamedTuple):
-    """Something that happened at one endpoint. `level` is a log level."""
-
-    at: float
-    level: str
-    text: str
-    uep_id: str
-    correlation_id: str
-
-
 class Stories:
-    """The latest events by endpoint."""
+    """The latest events by endpoint, and with a `file` those of earlier weeks."""
 
-    def __init__(self, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
+    def __init__(self, clock: Callable[[], float] = time.time, file: StoryFile | None = None) -> None:
+        self._clock, self._file = clock, file
         self._of: OrderedDict[str, deque[StoryEvent]] = OrderedDict()
 
     def note(self, endpoint_id: str, level: str, text: str, *, uep_id: str = "", correlation_id: str = "") -> None:
         """Remember an event. `text` may hold a peer's words."""
+        clipped = printable(text[:MAX_PUBLIC_TEXT])
+        event = StoryEvent(self._clock(), level, clipped, uep_id, correlation_id[:MAX_ABOUT])
+        self._remember(endpoint_id, event)
+        if self._file is not None:
+            self._file.add(endpoint_id, event)
+
+    def _remember(self, endpoint_id: str, event: StoryEvent) -> None:
         events = self._of.get(endpoint_id)
         if events is None:
             events = self._of[endpoint_id] = deque(maxlen=MAX_EVENTS)
             if len(self._of) > MAX_ENDPOINTS:
                 self._of.popitem(last=False)
         self._of.move_to_end(endpoint_id)
-        clipped = printable(text[:MAX_PUBLIC_TEXT])
-        events.append(StoryEvent(self._clock(), level, clipped, uep_id, correlation_id[:MAX_ABOUT]))
+        events.append(event)
 
     def refused(self, endpoint_id: str, error: MepError) -> None:
         """Remember a refused submission. Such events have a room of their own: a person can cause any number."""
-        text = f"submission refused: code={error.code} {error.text}"
-        self.note(endpoint_id + _REFUSALS, "WARNING", text, correlation_id=error.correlation_id)
+        text = printable(f"submission refused: code={error.code} {error.text}"[:MAX_PUBLIC_TEXT])
+        event = StoryEvent(self._clock(), "WARNING", text, "", error.correlation_id[:MAX_ABOUT])
+        self._remember(endpoint_id + _REFUSALS, event)
+        if self._file is not None:
+            self._file.add(endpoint_id, event, refusal=True)
 
     def about(self, endpoint_id: str, names: Iterable[str]) -> list[StoryEvent]:
         """Return the events at this endpoint that concern one of these ids, or the link as a whole."""
         wanted = set(names)
         events = [*self._of.get(endpoint_id, ()), *self._of.get(endpoint_id + _REFUSALS, ())]
         own = [one for one in events if {one.uep_id, one.correlation_id} & wanted]
-        if not own:
+        kept = self._file.about(endpoint_id, wanted, MAX_LINES) if self._file is not None else []
+        if not own and not kept:
             return []
-        since = own[0].at - _LINK_S
+        since = min(one.at for one in [*own, *kept] if one.uep_id or one.correlation_id) - _LINK_S
         link = [one for one in events if not one.uep_id and not one.correlation_id and one.at >= since]
-        return sorted([*link, *own], key=lambda one: one.at)[-MAX_LINES:]
+        both = dict.fromkeys([*kept, *link, *own])  # the latest are in memory and in the file
+        return sorted(both, key=lambda one: one.at)[-MAX_LINES:]
+
+    def close(self) -> None:
+        """Write what the file still lacks."""
+        if self._file is not None:
+            self._file.close()
 
 
 class Explainer:

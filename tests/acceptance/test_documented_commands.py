@@ -213,7 +213,7 @@ executor.flush()
 print(future.task_id, flush=True)
 os._exit(0)
 """
-    machine.write("/root/task.py", task)
+    machine.write(f"{machine.home('')}/task.py", task)
 
     def waiting_task() -> str:
         machine.run("mep-relay user add mallory@example.edu > ~/mallory", expect=None)
@@ -237,7 +237,8 @@ def test_moving(walk: Walk, tmp_path: Path) -> None:
     machine = walk.machine
     walk.proxy()
     machine.run("systemctl start mep-relay; (umask 077; mep-relay user add admin@example.edu > ~/token)")
-    theirs = globus_directory(tmp_path / "site", {"identity_mapping_config_path": "/root/.globus_compute/site/m.json"})
+    mapping = f"{machine.home('')}/.globus_compute/site/m.json"
+    theirs = globus_directory(tmp_path / "site", {"identity_mapping_config_path": mapping})
     (theirs / "example_identity_mapping_config.json").rename(theirs / "m.json")
     machine.run(f"mkdir -m 700 ~/.globus_compute; cp -rp {theirs} ~/.globus_compute/site")
     walk.page("moving")

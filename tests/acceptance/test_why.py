@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,18 @@ def test_the_link_is_down_and_the_hosts_own_logs_tell(place: Campus) -> None:
     finally:
         place.site.start_relay()
         until("the link is up", lambda: place.endpoint.status().get("link_state") == "up")
+
+
+def test_the_relays_part_outlives_a_relay_that_is_killed(place: Campus) -> None:
+    error = failure(place, "mallory", abs, project="before")
+    told = [line for line in story_of(place, error.correlation_id)["story"] if line["source"] == "relay"]
+    assert told
+    time.sleep(1)  # the relay writes within a fraction of a second, and nothing shows when
+    place.site.relay.kill()
+    place.site.start_relay()
+    until("the link", lambda: place.endpoint.status().get("link_state") == "up")
+    after = [line for line in story_of(place, error.correlation_id)["story"] if line["source"] == "relay"]
+    assert [line for line in after if line in told] == told
 
 
 def test_an_unknown_id_is_said_to_be_unknown(place: Campus) -> None:
