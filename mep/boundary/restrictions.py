@@ -23,7 +23,12 @@ from mep.boundary.resolved_config import read_section
 
 FILE = "restrictions.json"
 MAX_RESTRICTIONS = 1000
-_MAX_BYTES = 2 * 1024 * 1024
+MAX_OF_MEMBERS = 700
+"""Most that members of the administrators' group may put in force together: the rest is the owner's."""
+MAX_OF_MEMBER = 100
+"""Most that one of them may."""
+_MAX_BYTES = 8 * 1024 * 1024
+"""More than MAX_RESTRICTIONS with the longest messages need, whatever their characters."""
 _ACCOUNT = re.compile(ACCOUNT)
 
 
@@ -83,8 +88,7 @@ class Restrictions:
         if kind is RestrictionKind.BAN and not local_user:
             raise ValueError("a ban names an account")
         kept = self._without(kind, local_user)
-        if len(kept) >= MAX_RESTRICTIONS:
-            raise ValueError(f"there are {MAX_RESTRICTIONS} drains and bans already")
+        _require_room(kept, by_uid)
         self._replace([*kept, Restriction(kind, local_user, uid, message, refuse, by_uid, time.time())])
 
     def remove(self, kind: RestrictionKind, local_user: str) -> bool:
@@ -115,6 +119,8 @@ class Restrictions:
 
     def _replace(self, restrictions: Sequence[Restriction]) -> None:
         data = json.dumps(asdict(_Document(list(restrictions))), indent=2).encode() + b"\n"
+        if len(data) > _MAX_BYTES:
+            raise ValueError(f"{FILE} would be larger than {_MAX_BYTES} bytes: take some drains and bans back")
         temporary = f"{self._path}.{os.getpid()}.tmp"
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
         try:
@@ -128,6 +134,22 @@ class Restrictions:
                 os.unlink(temporary)
             raise
         self._known = list(restrictions)
+
+
+def _require_room(kept: Sequence[Restriction], by_uid: int) -> None:
+    """Raise ValueError if `by_uid` may put no more in force. Members leave room for the owner."""
+    if len(kept) >= MAX_RESTRICTIONS:
+        raise ValueError(f"there are {MAX_RESTRICTIONS} drains and bans already: take some back")
+    if _is_owner(by_uid):
+        return
+    if sum(one.by_uid == by_uid for one in kept) >= MAX_OF_MEMBER:
+        raise ValueError(f"{MAX_OF_MEMBER} drains and bans of yours are in force already: take some back, or ask root")
+    if sum(not _is_owner(one.by_uid) for one in kept) >= MAX_OF_MEMBERS:
+        raise ValueError(f"members of the group have {MAX_OF_MEMBERS} drains and bans in force already: ask root")
+
+
+def _is_owner(uid: int) -> bool:
+    return uid in {0, os.geteuid()}
 
 
 def banned_accounts(state_dir: str) -> list[str]:

@@ -191,9 +191,12 @@ def _restrict(where: EndpointPaths, message: AdminDrain | AdminBan, kind: Restri
             return client.order(message)
     _require_stopped(where)
     uid = message.uid if isinstance(message, AdminBan) else -1
-    Restrictions(str(where.state_dir)).put(
-        kind, message.local_user, uid=uid, message=message.message, refuse=refuse, by_uid=os.getuid()
-    )
+    try:
+        Restrictions(str(where.state_dir)).put(
+            kind, message.local_user, uid=uid, message=message.message, refuse=refuse, by_uid=os.getuid()
+        )
+    except ValueError as error:
+        raise CliFailed(str(error)) from None
     return 0
 
 
