@@ -500,9 +500,13 @@ class AdminRestriction:
     message: str = text(MAX_ADMIN_TEXT)
 
 
+ENDED = "ended: "
+"""Begins the detail of an AdminFailure that is the end of a user endpoint, and no failed start."""
+
+
 @dataclass(frozen=True, slots=True)
 class AdminFailure:
-    """A start that came to nothing lately."""
+    """A start that came to nothing lately, or a user endpoint that was ended."""
 
     at_ms: int
     local_user: str = text(32)

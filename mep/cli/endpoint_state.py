@@ -8,12 +8,15 @@ endpoint_view.py escapes it.
 from __future__ import annotations
 
 import json
+import pwd
+import re
 import time
 from typing import TYPE_CHECKING, Any
 
 from mep.boundary import messages as m
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.figures import decode, read_page
+from mep.boundary.restrictions import Restriction, Restrictions
 from mep.boundary.runtime_files import MonitorStatus, read_reasons, read_status, running_monitor, start_ticks
 from mep.cli.admin_client import ANSWER_S, AdminClient, is_foreign
 from mep.cli.exit_codes import Exit
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from mep.config.paths import EndpointPaths
 
+_BY_UID = re.compile(r"by uid (\d+)")
 _WHERE_WHY = "the log says why"
 _BAD_LINKS = frozenset({"down", "refused", "gone"})
 
@@ -86,10 +90,11 @@ def describe_all(where: EndpointPaths, client: AdminClient | None, timeout_s: fl
     if client is None:
         if value["pid"] is None:
             value["user_endpoints"] = _left(where)
+        value["restrictions"] = _restrictions(where, [])
         return value
     found = client.listing(timeout_s)
     value["failures"] = [_failure(one) for one in found if isinstance(one, m.AdminFailure)]
-    value["restrictions"] = [_restriction(one) for one in found if isinstance(one, m.AdminRestriction)]
+    value["restrictions"] = _restrictions(where, found)
     value["user_endpoints"] = [
         _user_endpoint(one, value["failures"]) for one in found if isinstance(one, m.AdminEndpoint)
     ]
@@ -147,7 +152,8 @@ def _user_endpoint(row: m.AdminEndpoint, failures: list[dict[str, Any]]) -> dict
     value |= _own_figures(row.figures)
     if not value["last_failure"]:
         own = [one for one in failures if one["local_user"] == row.local_user and row.local_user]
-        value["last_failure"] = f"{own[-1]['code']}: {own[-1]['detail']}" if own else ""
+        ended = "ended: " if own and own[-1]["event"] == "end" else ""
+        value["last_failure"] = f"{own[-1]['code']}: {ended}{own[-1]['detail']}" if own else ""
     return value
 
 
@@ -160,17 +166,37 @@ def _own_figures(page: bytes) -> dict[str, Any]:
     return {"tasks": counts, **texts, "last_failure": figures.failure, "log_path": figures.log_path}
 
 
-def _restriction(row: m.AdminRestriction) -> dict[str, Any]:
-    value = {"kind": row.kind, "local_user": row.local_user, "message": row.message, "refuse": bool(row.refuse)}
-    return {**value, "by_uid": row.by_uid, "since": row.since_ms / 1000}
+def _restrictions(where: EndpointPaths, told: Iterable[m.Message]) -> list[dict[str, Any]]:
+    """Return the drains and bans: all for the owner, who reads the file; the latest, as `told`, for a member."""
+    if not is_foreign(where):
+        try:
+            return [_restriction(one, one.since) for one in Restrictions(str(where.state_dir)).all]
+        except (OSError, ConfigRefused):
+            pass  # the monitor's own words are left
+    return [_restriction(one, one.since_ms / 1000) for one in told if isinstance(one, m.AdminRestriction)]
+
+
+def _restriction(one: Restriction | m.AdminRestriction, since: float) -> dict[str, Any]:
+    value = {"kind": one.kind, "local_user": one.local_user, "message": one.message, "refuse": bool(one.refuse)}
+    return {**value, "by_uid": one.by_uid, "since": since}
 
 
 def _failure(row: m.AdminFailure) -> dict[str, Any]:
     person, _ = person_of(row.identities)
     return {
         "at": row.at_ms / 1000, "local_user": row.local_user, "person": person, "code": row.code,
-        "detail": row.detail, "correlation_id": row.correlation_id,
+        "event": "end" if row.detail.startswith(m.ENDED) else "start",
+        "detail": _BY_UID.sub(lambda found: f"by {account_name(int(found[1]))}", row.detail.removeprefix(m.ENDED)),
+        "correlation_id": row.correlation_id,
     }  # fmt: skip
+
+
+def account_name(uid: int) -> str:
+    """Return the name of a uid; the number itself if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
 
 
 # --- user endpoints without a monitor ---------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mep.boundary.text import printable
-from mep.cli.endpoint_state import ages
+from mep.cli.endpoint_state import account_name, ages
 from mep.cli.output import fields_text
 
 WIDE = 100
@@ -52,7 +52,7 @@ def _head(value: dict[str, Any], width: int | None) -> list[str]:
     lines = fields_text(shown).splitlines()
     lines += [_restriction(one) for one in value["restrictions"]]
     if value["failures"]:
-        lines.append(f"last failure of a start: {_failure(value['failures'][-1])}")
+        lines += _failures(value["failures"])
     return [part for line in lines for part in wrapped(line, width, "    ")]
 
 
@@ -60,11 +60,21 @@ def _restriction(one: dict[str, Any]) -> str:
     whom = one["local_user"] or "everybody"
     what = "banned" if one["kind"] == "ban" else "drained, starts are refused" if one["refuse"] else "drained"
     said = f": {one['message']}" if one["message"] else ""
-    return printable(f"{whom} is {what} since {calendar(one['since'])} by uid {one['by_uid']}{said}")
+    return printable(f"{whom} is {what} since {calendar(one['since'])} by {account_name(one['by_uid'])}{said}")
+
+
+def _failures(found: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield a line for the last start that failed, and one for the last user endpoint that was ended."""
+    for event, title in (("start", "last failure of a start"), ("end", "last user endpoint that was ended")):
+        for one in [one for one in found if one["event"] == event][-1:]:
+            yield f"{title}: {_failure(one)}"
 
 
 def _failure(one: dict[str, Any]) -> str:
     who = one["local_user"] or one["person"] or "unknown"
+    if one["event"] == "end":
+        text = f"{who}'s, {ages(one['at'])} ago, ended: {one['detail'] or one['code']} ({one['code']}"
+        return printable(f"{text}, correlation id {one['correlation_id']})")
     text = f"{one['code']} for {who}, {ages(one['at'])} ago: {one['detail']} (correlation id {one['correlation_id']})"
     return printable(text)
 

@@ -14,7 +14,7 @@ import select
 import socket
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,23 +44,36 @@ def show_logs(where: EndpointPaths, subject: str | None, *, lines: int, follow: 
     own = _own_log(where, subject) if subject is not None and not is_foreign(where) else None
     wanted = _about(subject, own["uep_id"] if own is not None else "")
     tail = _Tail(partial(_open_log, where), wanted)
-    for line in tail.last(lines):
-        click.echo(line)
+    mark = f"[{where.name}] " if own is not None else ""
+    _show(tail.last(lines), mark)
     if own is None:
         while follow:
             time.sleep(LOOK_AGAIN_S)
-            for line in tail.more():
-                click.echo(line)
+            _show(tail.more(), mark)
         return
     click.echo(printable(f"--- {own['log_path']}, as {own['local_user']}:"), err=True)
     account = pwd.getpwnam(own["local_user"]) if os.geteuid() == 0 else None
     work = partial(_send_log, own["log_path"], lines, follow)
+    theirs, rest = printable(f"[{own['local_user']}] "), b""
     with UnprivilegedChild(work, account) as child:
-        while chunk := _chunk(child, tail, follow=follow):
-            click.echo(chunk.decode("utf-8", "replace"), nl=False)
+        while chunk := _chunk(child, tail, mark, follow=follow):
+            *whole, rest = (rest + chunk).split(b"\n")
+            _show((_text(line) for line in whole), theirs)
+            rest = rest[-_CHUNK:]
+    _show([_text(rest)] if rest else [], theirs)
 
 
-def _chunk(child: UnprivilegedChild, tail: _Tail, *, follow: bool) -> bytes:
+def _show(lines: Iterable[str], mark: str) -> None:
+    """Print lines, each with the mark of its log: no line of a person's can be taken for one of the endpoint's."""
+    for line in lines:
+        click.echo(mark + line)
+
+
+def _text(line: bytes) -> str:
+    return printable(line.decode("utf-8", "replace"))
+
+
+def _chunk(child: UnprivilegedChild, tail: _Tail, mark: str, *, follow: bool) -> bytes:
     """Return more of the person's log; empty at its end. While it says nothing, show what the endpoint's log says.
 
     Raises CliFailed if it says nothing for QUIET_S, unless it is followed.
@@ -74,8 +87,7 @@ def _chunk(child: UnprivilegedChild, tail: _Tail, *, follow: bool) -> bytes:
                 if time.monotonic() >= until:
                     raise CliFailed(f"the person's log was not read within {QUIET_S:g} s", Exit.TIMEOUT) from None
                 continue
-            for line in tail.more():
-                click.echo(line)
+            _show(tail.more(), mark)
 
 
 def _about(subject: str | None, uep_id: str) -> Callable[[str], bool]:
@@ -147,7 +159,7 @@ class _Tail:
         if not data and time.monotonic() - self._looked_at > 20 * LOOK_AGAIN_S:
             self._follow_rotation()
         *whole, self._rest = (self._rest + data).split(b"\n")
-        texts = [printable(line.decode("utf-8", "replace")) for line in whole]
+        texts = [_text(line) for line in whole]
         return [text for text in texts if self._wanted(text)]
 
     def _follow_rotation(self) -> None:

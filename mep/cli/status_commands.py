@@ -106,7 +106,8 @@ def top(name: str, interval_s: float, count: int | None, wide: bool, as_json: bo
 def logs(name: str, subject: str | None, follow: bool, lines: int) -> None:
     """Show the log of endpoint NAME; with USER or UEP, the lines about that account or user endpoint.
 
-    Root also sees the user endpoint's own log, which is the person's file and is read as that person.
+    Root also sees the user endpoint's own log, which is the person's file and is read as that person. Each line is then
+    marked with its log: [NAME] or [USER].
     """
     from mep.cli.log_view import show_logs
 

@@ -279,6 +279,14 @@ def test_a_ban_ends_what_runs_and_is_kept(day: Day) -> None:
         with pytest.raises(AccountBanned, match="ticket 4711"):
             running.result(timeout=RESULT_S)
     until("it is gone", lambda: not day.of("bob"))
+    shown = until("its end", lambda: [one for one in day.status()["failures"] if one["code"] == AccountBanned.code])
+    assert {one["event"] for one in shown} == {"end"}
+    text = day.run("status", "site")
+    ended = rf"last user endpoint that was ended: {bob}'s, \d+ s ago, ended: banned by root \(ACCOUNT_BANNED"
+    assert re.search(ended, text), text
+    assert not re.search(r"last failure of a start: ACCOUNT_BANNED", text)
+    assert f"{bob} is banned since" in text
+    assert "by root: see ticket 4711" in text
     assert f"until `mep unban site {bob}`" in said
     mapped = day.run("map", "site", "--identity", "bob@example.edu", expect=1)
     assert f"Refused       {bob} is in denied_users" in mapped
@@ -288,6 +296,10 @@ def test_a_ban_ends_what_runs_and_is_kept(day: Day) -> None:
     assert "see ticket 4711" in str(error)
     assert day.result("alice")
     day.mep("restart", "site")
+    day.mep("stop", "site")
+    assert "by root: see ticket 4711" in day.run("status", "site", expect=3)
+    day.mep("start", "site", "--detach")
+    until("a link that is up", lambda: day.status()["link"] == "up")
     assert "ticket 4711" in str(refusal(day, "bob"))
     day.run("unban", "site", bob)
     assert "Usable        yes" in day.run("map", "site", "--identity", "bob@example.edu")
@@ -302,8 +314,16 @@ def test_logs(day: Day) -> None:
     said = day.run("logs", "site", alice)
     assert "joined the relay" in said  # her own log, read as her
     assert day.people["bob"].name not in said
+    marks = {line.partition(" ")[0] for line in said.splitlines() if not line.startswith("---")}
+    assert marks == {"[site]", f"[{alice}]"}
+    assert all(line.startswith(f"[{alice}] ") for line in said.splitlines() if "joined the relay" in line)
     (row,) = day.of("alice")
     assert "joined the relay" in day.run("logs", "site", row["uep_id"])
+    forged = "2026-01-01T00:00:00.000Z INFO monitor[1]: start answered"
+    with open(row["log_path"], "a") as log:
+        log.write(f"x\n{forged}\r{forged}\n")
+    lines = day.run("logs", "site", alice).splitlines()
+    assert [line for line in lines if forged in line] == [f"[{alice}] {forged}\\r{forged}"]
     with subprocess.Popen(
         [sys.executable, "-I", "-m", "mep.cli", "logs", "site", "-f", "-n", "0"],
         env=day.mep.environment, stdout=subprocess.PIPE, text=True, cwd="/",

@@ -96,7 +96,7 @@ class Administration(Part):
         for uep_id in found[: m.MAX_ADMIN_ROWS]:
             peer.send(self._row(self._endpoints[uep_id]))
         if not message.after:
-            for restriction in self._restrictions.all[: m.MAX_ADMIN_ROWS]:
+            for restriction in self._restrictions.all[-m.MAX_ADMIN_ROWS :]:
                 peer.send(_restriction_row(restriction))
             for failure in self._failures:
                 peer.send(failure)
@@ -160,12 +160,17 @@ class Administration(Part):
         user = str(fields.get("local_user", ""))
         known = self._endpoints.get(str(fields.get("uep_id", "")))
         identities = str(fields.get("identities", "")) or (known.identities if known is not None else "")
-        detail = fields.get("detail") or fields.get("cause") or ""
+        ended = "" if event == "start" else m.ENDED
+        detail = f"{ended}{fields.get('detail') or fields.get('cause') or ''}"
         failure = m.AdminFailure(
             at_ms=_ms(time.time()), local_user=clip(user, 32), identities=clip(identities, 1024), code=clip(code, 64),
-            detail=clip(str(detail), 1024), correlation_id=clip(str(fields.get("correlation_id", "")), 64),
+            detail=clip(detail, 1024), correlation_id=clip(str(fields.get("correlation_id", "")), 64),
         )  # fmt: skip
-        self._failures.append(failure)
+        known_end = bool(ended and failure.correlation_id) and any(
+            (one.code, one.correlation_id) == (failure.code, failure.correlation_id) for one in self._failures
+        )
+        if not known_end:  # the end of a process that was revoked says less than its revocation
+            self._failures.append(failure)
 
     # --- acting on user endpoints ----------------------------------------------------------------------------
 
