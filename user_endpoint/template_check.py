@@ -270,7 +270,9 @@ class Trial:
         if declared and name not in config:
             known = self._samples.of(name)
             config[name] = known[0] if known else "sample"
-            self.verdict.note(f"{name} has to be given by everybody, though the schema does not require it")
+            template, line = self._facts.variables.get(name, (self._bundle.template_name, 0))
+            place = f"{template}:{line}" if line else template
+            self.verdict.note(f"{place}: {name} has to be given by everybody, though the schema does not require it")
             return True
         if declared or number >= len(_GUESSES) or (number == 0 and name in config):
             if name in self._blamed:

@@ -17,7 +17,7 @@ from mep.boundary.nss_database import passwd_by_name
 from mep.boundary.pam_service import missing_modules
 from mep.cli.exit_codes import CliFailed
 from mep.config import paths as names
-from mep.config.template_bundle import environment_notes, find_file, read_environment
+from mep.config.template_bundle import environment_notes, find_file, read_environment, read_text_lines
 from mep.config.template_files import read_trusted
 
 if TYPE_CHECKING:
@@ -66,10 +66,17 @@ def _pam_notes(options: EndpointOptions) -> list[str]:
     ]
 
 
+def _line_with(path: Path, name: str) -> str:
+    """Return `:` and the only line of a JSON file that has this text; empty if there is none, or more."""
+    found = [number for number, line in enumerate(read_text_lines(path), 1) if json.dumps(name) in line]
+    return f":{found[0]}" if len(found) == 1 else ""
+
+
 def _account_notes(where: EndpointPaths, options: EndpointOptions, owner: int) -> Iterator[str]:
     """Yield a warning for each account that the mapping spells and that cannot have a user endpoint as it is."""
     path = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
     for name in list(dict.fromkeys(_spelt_accounts(path, owner)))[:MAX_ACCOUNTS]:
+        at = f"{path}{_line_with(path, name)}"
         try:
             entry = passwd_by_name(name)
         except OSError as error:
@@ -77,10 +84,10 @@ def _account_notes(where: EndpointPaths, options: EndpointOptions, owner: int) -
             continue
         if entry is None:
             remedy = f"correct the output, or run: useradd -m {shlex.quote(name)}"
-            yield f"{path}: maps to {name!r}, which is no account of this host; {remedy}"
+            yield f"{at}: maps to {name!r}, which is no account of this host; {remedy}"
         elif not Path(entry.home).is_dir() and not options.user_state_dir:
             remedy = "create it, let pam_mkhomedir do so (pam.enable), or set user_state_dir"
-            yield f"{path}: maps to {name!r}, whose home {entry.home} does not exist: starts will fail; {remedy}"
+            yield f"{at}: maps to {name!r}, whose home {entry.home} does not exist: starts will fail; {remedy}"
 
 
 def _spelt_accounts(path: Path, owner: int) -> Iterator[str]:

@@ -93,6 +93,24 @@ def resolve(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: boo
     document = _trusted_config(where)
     if debug:
         document = replace(document, options=replace(document.options, debug=True))
+    try:
+        return _resolved(where, roots, document, log_to_file=log_to_file, debug=debug)
+    except ConfigRefused as error:
+        if error.where != str(where.config) or not (line := _line_of(document, error.key)):
+            raise
+        raise ConfigRefused(f"{where.config}:{line}", error.key, error.reason) from error.__cause__
+
+
+def _line_of(document: ConfigDocument, key: str) -> int:
+    """Return the line of a key, or of the key that it is below; 0 for one that is not in the file."""
+    while key and key not in document.lines:
+        key = key.rpartition(".")[0]
+    return document.lines.get(key, 0)
+
+
+def _resolved(
+    where: EndpointPaths, roots: Roots, document: ConfigDocument, *, log_to_file: bool, debug: bool
+) -> Resolution:
     options = document.options
     _check_directories(where, document)
     warnings = list(document.warnings)

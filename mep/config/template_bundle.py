@@ -173,7 +173,8 @@ def _variable(path: Path, key: Any) -> str:
 
 def _text(path: Path, key: str, value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ConfigRefused(str(path), key, "must be a text or a number (put it in quotes)")
+        place = f"{path}{_line_of(read_text_lines(path), key)}"
+        raise ConfigRefused(place, key, "must be a text or a number (put it in quotes)")
     for _, problem in unusable_texts(value):
         raise ConfigRefused(str(path), key, problem)
     return str(value)

@@ -245,7 +245,7 @@ def test_delete_asks_first(site: Cli) -> None:
         (
             "config.yaml",
             "{config}pre_start_hook: {path: /no/hook}\n",
-            "config.yaml: pre_start_hook.path: /no/hook: No such file",
+            ": pre_start_hook.path: /no/hook: No such file",
         ),
         ("config.yaml", "multi_usr: true\n", "config.yaml:1: multi_usr: unknown key; did you mean multi_user?"),
     ],
@@ -337,8 +337,8 @@ def test_check_warns_of_accounts_and_modules_that_a_start_will_miss(site: Cli) -
         said = site("check", "site").stderr
     finally:
         service.unlink()
-    assert f"{mapping}: maps to 'meptest-nobody-here', which is no account of this host" in said
-    assert f"{mapping}: maps to 'nobody', whose home /nonexistent does not exist" in said
+    assert f"{mapping}:1: maps to 'meptest-nobody-here', which is no account of this host" in said
+    assert f"{mapping}:1: maps to 'nobody', whose home /nonexistent does not exist" in said
     assert f"{service}:3: module pam_nosuch.so is not installed" in said
     assert "pam_x.so" not in said and "pam_permit.so" not in said
 
