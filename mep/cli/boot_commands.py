@@ -66,11 +66,11 @@ def enable_on_boot(name: str, as_json: bool) -> None:
     require_endpoint(where)
     if not where.privileged:
         _write_user_unit()
-    _systemctl("enable", name, privileged=where.privileged)
-    begin = _words("start", name, privileged=where.privileged)
+    _systemctl("enable", where.name, privileged=where.privileged)
+    begin = _words("start", where.name, privileged=where.privileged)
     warn(_linger_warning(privileged=where.privileged))
-    text = f"systemd starts endpoint {name} at boot. To start it now: {' '.join(begin)}"
-    emit({"name": name, "enabled": True, "unit": begin[-1]}, text, as_json=as_json)
+    text = f"systemd starts endpoint {where.name} at boot. To start it now: {' '.join(begin)}"
+    emit({"name": where.name, "enabled": True, "unit": begin[-1]}, text, as_json=as_json)
 
 
 @click.command(
@@ -83,9 +83,10 @@ def enable_on_boot(name: str, as_json: bool) -> None:
 def disable_on_boot(name: str, as_json: bool) -> None:
     """Have systemd no longer start endpoint NAME when the machine starts. One that runs is not stopped."""
     where, _ = locate(name)
-    _systemctl("disable", name, privileged=where.privileged)
-    unit = _words("disable", name, privileged=where.privileged)[-1]
-    emit({"name": name, "enabled": False, "unit": unit}, f"systemd doesn't start {unit} at boot.", as_json=as_json)
+    _systemctl("disable", where.name, privileged=where.privileged)
+    unit = _words("disable", where.name, privileged=where.privileged)[-1]
+    text = f"systemd doesn't start {unit} at boot."
+    emit({"name": where.name, "enabled": False, "unit": unit}, text, as_json=as_json)
 
 
 def _words(verb: str, name: str, *, privileged: bool) -> list[str]:

@@ -13,6 +13,7 @@ import re
 import select
 import socket
 import stat
+import subprocess
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 LOOK_AGAIN_S = 0.25
 QUIET_S = 60.0
 """How long the person's log may take: a home directory may be slow."""
+JOURNALCTL = "/usr/bin/journalctl"
+_JOURNAL_LINES = 20_000
+"""Most lines of the journal that are searched."""
 _CHUNK = 32 * 1024
 _TAIL_BYTES = 4 * 1024 * 1024
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -43,7 +47,7 @@ def show_logs(where: EndpointPaths, subject: str | None, *, lines: int, follow: 
     """Print the last `lines` lines, and with `follow` those that come. Raises CliFailed."""
     own = _own_log(where, subject) if subject is not None and not is_foreign(where) else None
     wanted = _about(subject, own["uep_id"] if own is not None else "")
-    tail = _Tail(partial(_open_log, where), wanted)
+    tail = _tail(where, wanted)
     mark = f"[{where.name}] " if own is not None else ""
     _show(tail.last(lines), mark)
     if own is None:
@@ -73,7 +77,18 @@ def _text(line: bytes) -> str:
     return printable(line.decode("utf-8", "replace"))
 
 
-def _chunk(child: UnprivilegedChild, tail: _Tail, mark: str, *, follow: bool) -> bytes:
+def _tail(where: EndpointPaths, wanted: Callable[[str], bool]) -> _Tail | _Journal:
+    """Return the end of the endpoint's log: of its file, else of systemd's journal. Raises CliFailed."""
+    try:
+        return _Tail(partial(_open_log, where), wanted)
+    except _NoFile as error:
+        if not Path(JOURNALCTL).exists():
+            raise
+        click.echo(printable(f"--- the journal of mep@{where.name}, since {error.text}"), err=True)
+        return _Journal(f"mep@{where.name}", wanted)
+
+
+def _chunk(child: UnprivilegedChild, tail: _Tail | _Journal, mark: str, *, follow: bool) -> bytes:
     """Return more of the person's log; empty at its end. While it says nothing, show what the endpoint's log says.
 
     Raises CliFailed if it says nothing for QUIET_S, unless it is followed.
@@ -123,7 +138,7 @@ def _open_log(where: EndpointPaths) -> int:
             done, _, descriptors = client.ask(m.AdminLog())
         if descriptors:
             return descriptors[0]
-        raise CliFailed(done.problem)
+        raise _NoFile(done.problem)
     if is_foreign(where):
         raise CliFailed(f"endpoint {where.name} is not running: only its owner can read its log", Exit.NOT_RUNNING)
     from mep.config.resolver import read_config
@@ -132,8 +147,46 @@ def _open_log(where: EndpointPaths) -> int:
     path = find_file(where.state_dir, read_config(where).options.log_path, "endpoint.log")
     try:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError as error:
+        raise _NoFile(f"{path}: {error.strerror}") from None
     except OSError as error:
         raise CliFailed(f"{path}: {error.strerror}") from None
+
+
+class _NoFile(CliFailed):
+    """The endpoint's log is in no file."""
+
+
+class _Journal:
+    """The end of a unit's log in systemd's journal, as far as this account may read it."""
+
+    def __init__(self, unit: str, wanted: Callable[[str], bool]) -> None:
+        self._argv = [JOURNALCTL, "--unit", unit, "--output", "cat", "--no-pager", "--quiet"]
+        self._wanted = wanted
+        self._follower: subprocess.Popen[bytes] | None = None
+        self._rest = b""
+
+    def last(self, lines: int) -> list[str]:
+        """Return the last lines. Raises CliFailed."""
+        argv = [*self._argv, "--lines", str(_JOURNAL_LINES)]
+        try:
+            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=QUIET_S, check=False)
+        except (OSError, subprocess.TimeoutExpired):
+            raise CliFailed(f"{JOURNALCTL} gave no answer within {QUIET_S:g} s", Exit.TIMEOUT) from None
+        found = [text for line in done.stdout.splitlines() if self._wanted(text := _text(line))]
+        return found[-lines:] if lines else []
+
+    def more(self) -> list[str]:
+        """Return the whole lines that have come since."""
+        if self._follower is None:
+            argv = [*self._argv, "--lines", "0", "--follow"]
+            self._follower = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        out = self._follower.stdout
+        assert out is not None, "it is a pipe"
+        while select.select([out], [], [], 0)[0] and (chunk := os.read(out.fileno(), _CHUNK)):
+            self._rest += chunk
+        *whole, self._rest = self._rest.split(b"\n")
+        return [text for line in whole if self._wanted(text := _text(line))]
 
 
 class _Tail:

@@ -167,6 +167,14 @@ def walk(tmp_path: Path) -> Iterator[Walk]:
 def test_the_first_hour(walk: Walk) -> None:
     walk.page("first-hour")
     assert walk.script("first-hour", 0) == "alice\n"
+    boot = walk.machine.run(f"mep enable-on-boot {walk.endpoint_id()}").stdout
+    assert boot.endswith("systemctl start mep@site.service\n")  # the unit's name, whatever was typed
+    logs = walk.machine.run("mep logs site alice").stdout.splitlines()  # the unit's own lines are in the journal
+    assert any(line.startswith("[site] ") and "start answered" in line for line in logs)
+    assert any(line.startswith("[alice] ") and "joined the relay" in line for line in logs)
+    assert "INFO monitor[" in walk.machine.run("mep logs site -n 3").stdout
+    follower = "timeout 5 mep logs site -f -n 0 & sleep 2; mep reload site > /dev/null; wait"
+    assert "configuration" in walk.machine.run(follower, expect=None).stdout
 
 
 def test_the_quickstart(walk: Walk) -> None:

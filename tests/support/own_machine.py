@@ -107,6 +107,21 @@ for unit in units:
         start(name, lines)
 '''
 
+_JOURNALCTL = """\
+#!/bin/bash
+# journalctl --unit UNIT --output cat --no-pager --quiet [--lines N] [--follow]: of the file that systemctl writes
+lines=20000 follow=
+while [ $# -gt 0 ]; do
+    case $1 in
+        --unit) unit=$2; shift ;;
+        --lines) lines=$2; shift ;;
+        --follow) follow=-f ;;
+    esac
+    shift
+done
+exec tail -n "$lines" $follow "/var/log/$unit.log"
+"""
+
 
 class OwnMachine:
     """The machine, for the length of a `with` block. `directory` is an empty one of the host's."""
@@ -124,6 +139,8 @@ class OwnMachine:
         self._inside = until("the namespaces", self._first_process)
         until("the machine", lambda: self.run("test -e /run/ready", expect=None).returncode == 0)
         self.write("/run/commands/systemctl", _SYSTEMCTL.replace("@PLACES@", repr((str(CHECKOUT), sys.prefix))), 0o755)
+        self.write("/run/commands/journalctl", _JOURNALCTL, 0o755)
+        self.run("mount --bind /run/commands/journalctl /usr/bin/journalctl")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -48,7 +48,7 @@ def test_a_persons_log_that_does_not_come_is_waited_for_no_longer(monkeypatch: p
     with UnprivilegedChild(lambda _: time.sleep(600), pwd.getpwnam("nobody")) as child:
         tail = log_view._Tail(lambda: os.open(os.devnull, os.O_RDONLY), lambda _: True)
         with pytest.raises(CliFailed, match="was not read within"):
-            log_view._chunk(child, tail, follow=False)
+            log_view._chunk(child, tail, "", follow=False)
 
 
 def _wait(parent: socket.socket) -> None:
