@@ -7,6 +7,7 @@ directory must be root's (or the owner's), and the kernel says who listens. Call
 from __future__ import annotations
 
 import os
+import pwd
 import select
 import socket
 import stat
@@ -40,16 +41,26 @@ def owner_of(where: EndpointPaths) -> int | None:
     return None
 
 
+def account_name(uid: int) -> str:
+    """Return the name of a uid; the number itself if it has none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return f"uid {uid}"
+
+
 def is_foreign(where: EndpointPaths) -> bool:
     """Whether the endpoint belongs to another account than this process's (which isn't root)."""
     return os.geteuid() != 0 and owner_of(where) not in {None, os.geteuid()}
 
 
-def not_permitted(where: EndpointPaths) -> CliFailed:
+def not_permitted(where: EndpointPaths, *, owner_only: bool = False) -> CliFailed:
     """Return the error for an account that may not act on this endpoint."""
+    owner = owner_of(where)
+    whose = account_name(owner) if owner is not None else "another account"
+    members = "" if owner_only else ", or as a member of the group that admin_group in its config.yaml names"
     return CliFailed(
-        f"not permitted: endpoint {where.name} belongs to uid {owner_of(where)}; run this as that account, as root, "
-        "or as a member of the group that admin_group in its config.yaml names",
+        f"not permitted: endpoint {where.name} belongs to {whose}; run this as that account{members}",
         Exit.NOT_PERMITTED,
     )
 
@@ -63,7 +74,13 @@ def require_permission(where: EndpointPaths) -> None:
 def require_owner(where: EndpointPaths) -> None:
     """Raise CliFailed for an account that is neither root nor the owner, a member of the group included."""
     if is_foreign(where):
-        raise not_permitted(where)
+        raise not_permitted(where, owner_only=True)
+
+
+def require_reader(where: EndpointPaths) -> None:
+    """Raise CliFailed for an account that is neither root nor the owner, and may not read config.yaml either."""
+    if is_foreign(where) and not os.access(where.config, os.R_OK):
+        raise not_permitted(where, owner_only=True)
 
 
 class AdminClient:

@@ -8,7 +8,6 @@ endpoint_view.py escapes it.
 from __future__ import annotations
 
 import json
-import pwd
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from mep.boundary.errors import ConfigRefused
 from mep.boundary.figures import decode, read_page
 from mep.boundary.restrictions import Restriction, Restrictions
 from mep.boundary.runtime_files import MonitorStatus, read_reasons, read_status, running_monitor, start_ticks
-from mep.cli.admin_client import ANSWER_S, AdminClient, is_foreign
+from mep.cli.admin_client import ANSWER_S, AdminClient, account_name, is_foreign
 from mep.cli.exit_codes import Exit
 from mep.cli.orphaned_keepers import living_records
 from mep.cli.process_figures import ProcessFigures
@@ -189,14 +188,6 @@ def _failure(row: m.AdminFailure) -> dict[str, Any]:
         "detail": _BY_UID.sub(lambda found: f"by {account_name(int(found[1]))}", row.detail.removeprefix(m.ENDED)),
         "correlation_id": row.correlation_id,
     }  # fmt: skip
-
-
-def account_name(uid: int) -> str:
-    """Return the name of a uid; the number itself if it has none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return f"uid {uid}"
 
 
 # --- user endpoints without a monitor ---------------------------------------------------------------------

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mep.boundary.text import printable
-from mep.cli.endpoint_state import account_name, ages
+from mep.cli.admin_client import account_name
+from mep.cli.endpoint_state import ages
 from mep.cli.output import fields_text
 
 WIDE = 100

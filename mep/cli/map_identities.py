@@ -109,6 +109,7 @@ class MappingVerdict:
 def endpoint_site(name: str) -> Site:
     """Return the mapping and policy of endpoint `name`. Raises ConfigRefused, CliFailed."""
     from mep.boundary.errors import ConfigRefused
+    from mep.cli.admin_client import require_reader
     from mep.cli.common import locate
     from mep.config.registration import read_registration
     from mep.config.resolver import policy_in_force, read_config
@@ -116,11 +117,12 @@ def endpoint_site(name: str) -> Site:
     from mep.config.template_bundle import find_file
 
     where, roots = locate(name)
+    require_reader(where)
     options = read_config(where).options
     if not options.multi_user:
-        raise CliFailed(f"endpoint {name} serves its owner alone and maps nobody; only multi-user endpoints map")
+        raise CliFailed(f"endpoint {where.name} serves its owner alone and maps nobody; only multi-user endpoints map")
     try:
-        gateway = read_registration(where.registration, name).endpoint_id
+        gateway = read_registration(where.registration, where.name).endpoint_id
     except ConfigRefused:
         gateway = NO_GATEWAY
     file = find_file(where.config_dir, options.identity_mapping_config_path, names.MAPPING)
@@ -132,7 +134,7 @@ def endpoint_site(name: str) -> Site:
     banned = tuple(name for name in policy.denied_users if name not in options.policy.denied_users)
     own = tuple(own_accounts(roots, options))
     domains = AllowedDomains(options.allowed_domains, options.excluded_domains)
-    return Site(file, gateway, policy, options.mapper_account, pam, hook, name, domains, own, banned)
+    return Site(file, gateway, policy, options.mapper_account, pam, hook, where.name, domains, own, banned)
 
 
 def become_mapper(site: Site) -> str:

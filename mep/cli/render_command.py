@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mep.boundary.text import printable
+from mep.cli.admin_client import require_reader
 from mep.cli.common import complete_name, epilog, locate
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import warn
@@ -66,6 +67,7 @@ def render(
     if user is not None and identity is not None:
         raise click.UsageError("give --as or --identity, not both")
     where, _ = locate(name)
+    require_reader(where)
     bundle = render_request.endpoint_bundle(where, template, schema)
     bundles = [bundle, *([render_request.directory_bundle(bundle, directory)] if directory is not None else [])]
     person = render_request.render_for(where, user, identity)
@@ -91,6 +93,7 @@ def render_user_config(
         raise click.UsageError("give -e NAME, or -t FILE")
     where = locate(name)[0] if name is not None else None
     if where is not None:
+        require_reader(where)
         bundle = render_request.endpoint_bundle(where, template, schema)
     else:
         bundle = render_request.template_bundle(str(template), schema)

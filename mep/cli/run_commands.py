@@ -61,7 +61,10 @@ def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool, d
 @json_option
 def start(name: str, detach: bool, debug: bool, endpoint_uuid: UUID | None, as_json: bool) -> None:
     """Start endpoint NAME, in the foreground unless --detach is given."""
+    from mep.cli.admin_client import require_owner
+
     where, roots = locate(name)
+    require_owner(where)
     if endpoint_uuid is not None:
         _check_id(where, str(endpoint_uuid))
     _start(where, roots, detach=detach, as_json=as_json, debug=debug)
@@ -172,11 +175,13 @@ def _wind_down(where: EndpointPaths, roots: Roots, timeout_s: float) -> str:
 @click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
 def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:
     """Stop endpoint NAME if it runs, and start it detached. User endpoints keep running."""
+    from mep.cli.admin_client import require_owner
     from mep.cli.monitor_control import stop as stop_monitor
     from mep.cli.orphaned_keepers import stop_keepers
     from mep.config.resolver import resolve
 
     where, roots = locate(name)
+    require_owner(where)
     resolve(where, roots, log_to_file=True)  # a refused configuration must not stop a running endpoint
     stop_monitor(where, timeout_s, keep=not everything)
     if everything:

@@ -334,15 +334,18 @@ def register(
     as_json: bool,
 ) -> None:
     """Register endpoint NAME, which has its files, with its relay, or resume a failed `configure`."""
+    from mep.cli.admin_client import require_owner
     from mep.cli.monitor_control import refuse_second
     from mep.cli.registration import forget_id, forget_keys
     from mep.config.resolver import read_config
 
     where, _ = locate(name)
+    require_owner(where)
     document = read_config(where)
     if where.registration.exists() and not (again or new_keys or new_id):
         raise CliFailed(
-            f"endpoint {name} is registered already; to tell the relay of changes: mep register {name} --again"
+            f"endpoint {where.name} is registered already; to tell the relay of changes: "
+            f"mep register {where.name} --again"
         )
     relay = relay_of(where, document, relay_url)
     warn(document.warnings)
@@ -368,6 +371,7 @@ def check(name: str, thorough: bool, as_json: bool) -> None:
 
 def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False, thorough: bool = False) -> None:
     """Check an endpoint and print the result. Raises ConfigRefused and CliFailed for the first error."""
+    from mep.cli.admin_client import require_reader
     from mep.cli.install_check import check_installation, unknown_names
     from mep.cli.remedies import at_keys, with_command
     from mep.cli.site_check import relay_notes, site_notes
@@ -377,6 +381,7 @@ def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False, tho
     from mep.config.template_syntax import check_template
 
     where, roots = locate(name)
+    require_reader(where)
     resolution = resolve(where, roots, log_to_file=False)
     check_template(where, resolution)
     notes = at_keys(where.config, read_config(where).lines, unknown_names(resolution.endpoint))
@@ -409,17 +414,19 @@ def check_endpoint(name: str, *, as_json: bool = False, quiet: bool = False, tho
 def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only: bool, as_json: bool) -> None:
     """Delete endpoint NAME at the relay and here, with its configuration and the accounts that configure made."""
     from mep.boundary.runtime_files import running_monitor
+    from mep.cli.admin_client import require_owner
     from mep.cli.helper_accounts import remove_accounts
     from mep.cli.monitor_control import stop
     from mep.config.paths import no_such_endpoint
 
     where, _ = locate(name)
+    require_owner(where)
     if not where.config_dir.exists() and not where.state_dir.exists():
         raise no_such_endpoint(where)
     if running_monitor(where.runtime_dir) is not None and not force:
-        raise CliFailed(f"endpoint {name} is running: run `mep stop {name}` first, or give --force")
+        raise CliFailed(f"endpoint {where.name} is running: run `mep stop {where.name}` first, or give --force")
     if not yes:
-        click.confirm(f"Delete endpoint {name} and all files in {where.config_dir}?", abort=True, err=True)
+        click.confirm(f"Delete endpoint {where.name} and all files in {where.config_dir}?", abort=True, err=True)
     if not local_only and where.registration.exists():
         _unregister(where, token_file, force=force)
     stop(where, 60.0, kill=True)
@@ -428,7 +435,7 @@ def delete(name: str, token_file: str | None, yes: bool, force: bool, local_only
     for directory in (where.runtime_dir, where.state_dir, where.config_dir):
         if directory.exists():
             shutil.rmtree(directory)
-    emit({"name": name, "deleted": True}, f"Endpoint {name} is deleted.", as_json=as_json)
+    emit({"name": where.name, "deleted": True}, f"Endpoint {where.name} is deleted.", as_json=as_json)
 
 
 def stop_remotely(where: EndpointPaths, token_file: str | None) -> str:
