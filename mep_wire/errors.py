@@ -290,6 +290,14 @@ class IdConflict(MepError):
     http_status = 409
 
 
+class NameReserved(MepError):
+    """The {kind} {name} belonged to another here, and what was meant for that one would go to you. Choose another name.
+    The relay's administrator can give it away with `mep-relay name free`."""
+
+    code = "NAME_RESERVED"
+    http_status = 409
+
+
 class PayloadTooLarge(MepError):
     """{what} has {size} bytes, more than the {limit} allowed. Pass large data by file or object store: mep_sdk.data."""
 

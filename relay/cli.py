@@ -12,16 +12,18 @@ import hashlib
 import sys
 import time
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import Future
 from typing import Any
 
 import click
 
-from mep_wire.errors import IdConflict
+from mep_wire.errors import IdConflict, NameReserved
 from mep_wire.function_lists import DIGEST_PREFIX
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.text import escape_output, printable
 from relay import log
+from relay.auth import names
 from relay.auth.settings import SCOPES
 from relay.auth.tokens import new_token, token_hash
 from relay.cli_common import (
@@ -39,8 +41,8 @@ from relay.cli_operate import COMMANDS, remove_endpoint
 from relay.server import serve
 from relay.settings import command_line
 from relay.state_dir import Keys, StateDir, StateRefused
-from relay.store.base import Store
-from relay.store.records import BUILT_IN_SCOPES, Caller, TokenRecord
+from relay.store.base import Store, Tx
+from relay.store.records import BUILT_IN_SCOPES, Caller, Document, TokenRecord
 
 MAX_USERNAME = 256
 
@@ -141,6 +143,8 @@ def _known(store: Store, username: str) -> Caller:
 def add(username: str, name: str, email: str, where: Where, *, as_json: bool) -> None:
     """Add a person and print their access token: it is shown this once, and only its hash is stored.
 
+    A username that a removed person had needs `mep-relay name free` first: groups and shares still mean that person.
+
     \b
     Example:
       mep-relay user add alice@example.edu --name "Alice Example"
@@ -149,7 +153,12 @@ def add(username: str, name: str, email: str, where: Where, *, as_json: bool) ->
     with store_of(where, make=True) as store:
         caller = Caller(account_id=str(uuid.uuid4()), identity_id=identity.id)
         try:
-            _wait(store.submit(lambda tx: tx.add_account(caller.account_id, identity)))
+            _wait(store.submit(lambda tx: _add_person(tx, caller.account_id, identity)))
+        except NameReserved as error:
+            raise click.ClickException(
+                f"{username} was another person's: groups, shares and endpoint names that have it would mean the new "
+                f"one. `mep-relay name free {username}` gives it away"
+            ) from error
         except IdConflict as error:
             raise click.ClickException(
                 f"there is a user {username} already; `mep-relay user token` makes a new token"
@@ -159,6 +168,11 @@ def add(username: str, name: str, email: str, where: Where, *, as_json: bool) ->
         click.echo(f"note: {username} has no domain; endpoints map names such as {username}@example.edu", err=True)
     answer = {"username": username, "account_id": caller.account_id, "identity_id": identity.id, "token": token}
     show(answer, token, as_json=as_json)
+
+
+def _add_person(tx: Tx, account_id: str, identity: Identity) -> None:
+    names.take(tx, names.USERNAME, identity.username, identity.id)
+    tx.add_account(account_id, identity)
 
 
 @user.command(name="token", short_help="Print a new access token for a person.")
@@ -220,10 +234,12 @@ def remove(username: str, where: Where) -> None:
         caller = _known(store, username)
         owned = store.endpoints(caller.account_id)
         if owned:
-            names = ", ".join(f"{one.name} ({one.endpoint_id})" for one in owned)
-            raise click.ClickException(f"{username} still owns endpoints: {names}. Delete those first.")
-        _wait(store.submit(lambda tx: tx.remove_account(caller.account_id)))
-    click.echo(f"removed {username}", err=True)
+            listed = ", ".join(f"{one.name} ({one.endpoint_id})" for one in owned)
+            raise click.ClickException(f"{username} still owns endpoints: {listed}. Delete those first.")
+        person = store.identity_set(caller.account_id)
+        if person is not None:
+            _wait(store.submit(lambda tx: names.remove_person(tx, person, time.time())))
+    click.echo(f"removed {username}; the name stays theirs until `mep-relay name free {username}`", err=True)
 
 
 @user.command(name="link", short_help="Make two people one.")
@@ -266,6 +282,62 @@ def unlink(username: str, where: Where) -> None:
             raise click.ClickException(f"{username} is linked to no other identity")
         _wait(store.submit(lambda tx: tx.move_identity(caller.identity_id, str(uuid.uuid4()))))
     click.echo(f"unlinked {username}", err=True)
+
+
+@main.group(name="name")
+def name_group() -> None:
+    """Names that endpoints and people gave up."""
+
+
+@name_group.command(name="list", short_help="List the freed names.")
+@state_option
+@json_option
+def list_names(where: Where, *, as_json: bool) -> None:
+    """List freed aliases and usernames, who had them, and since when they are free.
+
+    \b
+    Example:
+      mep-relay name list
+    """
+    with store_of(where) as store:
+        found = [one for kind in names.KINDS for one in _documents(store, kind)]
+    value: list[dict[str, Any]] = [
+        {"kind": names.KINDS[one.kind], "name": one.id, "of": names.freed_from(one).of, "at": names.freed_from(one).at}
+        for one in found
+    ]
+    lines = [f"{v['name']}  {v['kind']} of {v['of']}, freed {_utc(v['at'])}" for v in value]
+    show(value, "\n".join(map(printable, lines)) or "no freed name", as_json=as_json)
+
+
+@name_group.command(name="free", short_help="Give a freed name away.")
+@click.argument("name")
+@state_option
+def free_name(name: str, where: Where) -> None:
+    """Let anyone take NAME, an alias or username that was given up.
+
+    Tasks, groups, shares and scripts that still name it then mean its next owner: look through them first.
+
+    \b
+    Example:
+      mep-relay name free alice@example.edu
+    """
+    with store_of(where) as store:
+        freed = _wait(store.submit(lambda tx: [tx.drop_document(kind, name.lower()) for kind in names.KINDS]))
+    if not any(freed):
+        raise click.ClickException(f"{name} is no freed name; `mep-relay name list` lists them")
+    click.echo(f"freed {name}", err=True)
+
+
+def _documents(store: Store, kind: str) -> Iterator[Document]:
+    """Return every document of a kind."""
+    after = ""
+    while page := store.documents(kind, after=after):
+        yield from page
+        after = page[-1].id
+
+
+def _utc(at: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(at))
 
 
 @main.group()
@@ -413,7 +485,7 @@ def _keys_text(keys: Keys) -> str:
     lines = [f"{value['fingerprint']}  (present)"]
     for one in reversed(value["earlier"]):
         at = one["signs_until"]
-        said = f"signs too until {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime(at))}" if at else "signs no longer"
+        said = f"signs too until {_utc(at)}" if at else "signs no longer"
         lines.append(f"{one['fingerprint']}  (earlier, {said})")
     return "\n".join(lines)
 

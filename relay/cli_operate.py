@@ -362,7 +362,7 @@ def remove_endpoint(endpoint_id: str, where: Where) -> None:
         except click.ClickException as error:
             if error.message != _NOT_SERVED:
                 raise
-            store.submit(lambda tx: delete_endpoint(tx, endpoint_id, time.time())).result(60)
+            store.submit(lambda tx: delete_endpoint(tx, endpoint_id, found.owner, time.time())).result(60)
     click.echo(f"removed {endpoint_id}", err=True)
 
 

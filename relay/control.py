@@ -91,7 +91,9 @@ class Control:
     async def _remove_endpoint(self, asked: Asked) -> dict[str, Any]:
         """Delete an endpoint of any owner."""
         (endpoint_id,) = asked.ids
-        await durable(self._store.submit(lambda tx: delete_endpoint(tx, endpoint_id, time.time())))
+        known = self._store.endpoint(endpoint_id)
+        owner = known.owner if known else ""
+        await durable(self._store.submit(lambda tx: delete_endpoint(tx, endpoint_id, owner, time.time())))
         await self._dispatcher.endpoint_deleted(endpoint_id)
         logger.info("an endpoint was removed on this host", endpoint=endpoint_id)
         return {"removed": endpoint_id}

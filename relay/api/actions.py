@@ -271,7 +271,7 @@ def _has_ended(action: _Action, found: list[TaskBrief], now: float) -> bool:
 
 
 async def sweep_for_ever(store: Store) -> None:
-    """Release the actions whose time has come, now and then."""
+    """Release the actions that are due, now and then."""
     while True:
         await asyncio.sleep(SWEEP_EVERY_S)
         try:
@@ -281,7 +281,7 @@ async def sweep_for_ever(store: Store) -> None:
 
 
 async def sweep(store: Store, now: float) -> int:
-    """Release the actions whose time has come; return how many. Raises RelayUnavailable."""
+    """Release the actions that are due; return how many. Raises RelayUnavailable."""
     after, released = "", 0
     while page := store.documents(KIND, after=after, limit=SWEEP_PAGE):
         due = [one.id for one in page if _is_due(store, _action_decoder.decode(one.body), now)]
@@ -293,7 +293,7 @@ async def sweep(store: Store, now: float) -> int:
 
 
 def _add(document: Document, tx: Tx, *, anew: bool) -> bool:
-    """Store a new action, `anew` in place of one whose time has come; return False where there is one already."""
+    """Store a new action, `anew` in place of one that is due; return False where there is one already."""
     if anew:
         tx.drop_document(KIND, document.id)
     return tx.add_document(document)

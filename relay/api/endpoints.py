@@ -259,7 +259,7 @@ async def stop(service: ApiContext, request: Request) -> Deleted:
 async def delete(service: ApiContext, request: Request) -> Deleted:
     """DELETE /v2/endpoints/ID."""
     record = _managed(service, request)
-    await durable(service.store.submit(lambda tx: delete_endpoint(tx, record.endpoint_id, time.time())))
+    await durable(service.store.submit(lambda tx: delete_endpoint(tx, record.endpoint_id, record.owner, time.time())))
     service.access.forget(record.endpoint_id)
     service.audit.note("endpoint.delete", request.caller, endpoint=record.endpoint_id, name=record.name)
     await service.dispatcher.endpoint_deleted(record.endpoint_id)

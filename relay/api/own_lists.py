@@ -85,20 +85,19 @@ def _info(task: OwnTask, group: GroupRef) -> OwnTaskInfo:
 
 
 async def find_endpoints(service: ApiContext, request: Request) -> list[endpoints.EndpointInfo]:
-    """GET /v3/endpoints/find: the endpoint with this alias, else one's own called NAME, else those called OWNER/NAME.
+    """GET /v3/endpoints/find: one's own called NAME, else the endpoint with this alias, else those called OWNER/NAME.
 
-    NAME is the name or the display name. Other people's need their OWNER: else anyone could take a name, and with it
-    the tasks that were meant for another endpoint.
+    NAME is the name or the display name. Other people's need their OWNER, and their aliases come after one's own
+    names: else anyone could take a name, and with it the tasks that were meant for another endpoint.
     """
     name = request.query.get("name", "")
     if not 0 < len(name) <= 3 * endpoints.MAX_NAME:
         raise BodyInvalid(reason=f"name: 1 to {3 * endpoints.MAX_NAME} characters")
-    named = service.access.named(name)
-    if named is not None:
-        record = endpoints.existing(service, named)
-        return [endpoints.info(service, record)] if _sees(service, record, request.caller) else []
     own = service.store.endpoints(request.caller.account_id)
     found = [one for one in own if name in (one.name, one.display_name)]
+    if not found and (named := service.access.named(name)):
+        record = endpoints.existing(service, named)
+        return [endpoints.info(service, record)] if _sees(service, record, request.caller) else []
     if not found and "/" in name:
         every = service.store.endpoints()
         found = [one for one in every if _is_called(service, one, name) and _sees(service, one, request.caller)]

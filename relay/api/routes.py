@@ -504,7 +504,7 @@ ROUTES: tuple[Route, ...] = (
         pb.AccessBody,
         "Share, lock or name an endpoint",
         body=pb.AccessBody,
-        errors=(e.NotOwner, e.EndpointNotFound, e.IdConflict),
+        errors=(e.NotOwner, e.EndpointNotFound, e.IdConflict, e.NameReserved),
         scope="manage_endpoints",
     ),
     *_resource("policies", "policy", sharing, Policy, pb.PolicyBody, e.PolicyNotFound),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 
 from mep_wire.errors import BodyInvalid, GroupNotFound, IdConflict, NotOwner, PolicyNotFound
@@ -10,7 +11,7 @@ from relay.api.context import ApiContext
 from relay.api.endpoints import Deleted, existing
 from relay.api.http import Request
 from relay.api.people_bodies import AccessBody, GroupBody, GroupInfo, PolicyBody
-from relay.auth import policies
+from relay.auth import names, policies
 from relay.auth.access import (
     ALIAS,
     GROUP,
@@ -18,6 +19,7 @@ from relay.auth.access import (
     EndpointAccess,
     Group,
     access_document,
+    free_alias,
     group_document,
     group_from,
     member_document,
@@ -32,6 +34,8 @@ MAX_SHARED = 1000
 MAX_NAME = 128
 MAX_TEXT = 2048
 MAX_LISTED = 1000
+MAX_GIVEN_UP = 100
+"""Aliases that stay a person's though no endpoint of theirs has them."""
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
 
 
@@ -254,6 +258,12 @@ def _access(service: ApiContext, request: Request) -> EndpointAccess:
     )
 
 
+def _check_given_up(service: ApiContext, owner: str) -> None:
+    """Check that a person does not reserve names by having each for a moment. Raises BodyInvalid."""
+    if len(service.store.documents(names.ALIAS, owner, limit=MAX_GIVEN_UP)) == MAX_GIVEN_UP:
+        raise BodyInvalid(reason=f"alias: you gave up {MAX_GIVEN_UP} already, which stay yours; take one of those")
+
+
 def _is_uuid(text: str) -> bool:
     try:
         uuid.UUID(text)
@@ -286,9 +296,14 @@ async def put_access(service: ApiContext, request: Request) -> AccessBody:
     service.access.check_manages(endpoint, request.caller)
     wanted = _access(service, request)
     endpoint_id = endpoint.endpoint_id
+    if wanted.alias != service.access.of_endpoint(endpoint_id).alias:
+        _check_given_up(service, endpoint.owner)
 
     def change(tx: Tx) -> bool:
         tx.drop_documents(ALIAS, endpoint_id)
+        free_alias(tx, endpoint_id, endpoint.owner, time.time())
+        if wanted.alias:
+            names.take(tx, names.ALIAS, wanted.alias, endpoint.owner)
         if wanted.alias and not tx.add_document(Document(kind=ALIAS, id=wanted.alias, owner=endpoint_id, body=b"")):
             raise IdConflict(id=wanted.alias)
         tx.put_document(access_document(endpoint_id, wanted))

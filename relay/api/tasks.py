@@ -368,7 +368,7 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
 
 
 def _refused_endpoints(service: ApiContext, caller: Caller, tasks: Iterable[TaskBrief]) -> dict[str, MepError]:
-    """Return those of the tasks' endpoints whose results the person may not have any more, each with the reason."""
+    """Return those of the tasks' endpoints that give the person no results any more, each with the reason."""
     refused: dict[str, MepError] = {}
     for endpoint_id in {service.access.endpoint_of_uep(task.uep_row) for task in tasks if task.state.is_terminal}:
         try:

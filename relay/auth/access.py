@@ -21,6 +21,7 @@ from mep_wire.errors import (
     HighAssurance,
     NotOwner,
 )
+from relay.auth import names
 from relay.auth.policies import Policies
 from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, EndpointRecord, FunctionRef
@@ -68,11 +69,20 @@ def access_document(endpoint_id: str, access: EndpointAccess) -> Document:
     return Document(kind=ACCESS, id=endpoint_id, body=msgspec.msgpack.encode(access))
 
 
-def delete_endpoint(tx: Tx, endpoint_id: str, at: float) -> None:
-    """Delete an endpoint with its rules and its name, which another may then have."""
+def delete_endpoint(tx: Tx, endpoint_id: str, owner: str, at: float) -> None:
+    """Delete an endpoint with its rules. Its alias stays its owner's: see relay.auth.names."""
     tx.delete_endpoint(endpoint_id, at)
+    free_alias(tx, endpoint_id, owner, at)
     tx.drop_document(ACCESS, endpoint_id)
     tx.drop_documents(ALIAS, endpoint_id)
+
+
+def free_alias(tx: Tx, endpoint_id: str, owner: str, at: float) -> None:
+    """Take an endpoint's alias from it, and keep it for the owner."""
+    known = tx.get_document(ACCESS, endpoint_id)
+    alias = _access_decoder.decode(known.body).alias if known else ""
+    if alias:
+        names.reserve(tx, names.ALIAS, alias, owner, endpoint_id, at)
 
 
 def group_document(group: Group) -> Document:

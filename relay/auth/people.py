@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from mep_wire.errors import IdConflict, IdentityUnusable, TokenUnknown
+from mep_wire.errors import IdConflict, IdentityUnusable, NameReserved, TokenUnknown
+from relay.auth import names
 from relay.auth.claims import Claimed, Subject, claimed, identity_id
 from relay.auth.fetch import Lane
 from relay.auth.provider import MAX_TOKEN, Provider
@@ -132,6 +133,10 @@ class People:
         if first is None:
             try:
                 first = await asyncio.wrap_future(self._store.submit(lambda tx: _admit(tx, self.settings, who)))
+            except NameReserved as error:
+                raise IdentityUnusable(
+                    provider=who.login.provider, reason="its username was another person's here", detail=error.text
+                ) from error
             except IdConflict as error:
                 raise IdentityUnusable(
                     provider=who.login.provider, reason="its username is another person's here", detail=str(error)
@@ -203,6 +208,7 @@ def _admit(tx: Tx, settings: PeopleSettings, who: Claimed) -> Caller:
         account = owners[0]
     for subject, one, owner in zip(who.subjects, ids, owners, strict=True):
         identity = msgspec.structs.replace(subject.identity, id=one)
+        _rename(tx, one, identity.username)
         if account is None:
             account = str(uuid.uuid4())
             tx.add_account(account, identity)
@@ -219,6 +225,16 @@ def _admit(tx: Tx, settings: PeopleSettings, who: Claimed) -> Caller:
             if other not in ids and _provider_of(tx, other) == who.login.provider:
                 tx.move_identity(other, str(uuid.uuid4()))
     return Caller(account_id=account, identity_id=ids[0])
+
+
+def _rename(tx: Tx, identity_id: str, username: str) -> None:
+    """Give an identity its username, and keep an earlier one for it. Raises NameReserved."""
+    old = tx.username_of(identity_id)
+    if old is not None and old.lower() == username.lower():
+        return
+    names.take(tx, names.USERNAME, username, identity_id)
+    if old is not None:
+        names.reserve(tx, names.USERNAME, old, identity_id, identity_id, time.time())
 
 
 def _identity(tx: Tx, settings: PeopleSettings, subject: Subject) -> str:

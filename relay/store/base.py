@@ -64,6 +64,9 @@ class AccountTx(Protocol):
         """Add an identity to a person, or make the identity with this id say what this one says. The account of a known
         identity stays. Raises IdConflict where the username is another identity's."""
 
+    def username_of(self, identity_id: str) -> str | None:
+        """Return the username of an identity."""
+
     def account_of_identity(self, identity_id: str) -> str | None:
         """Return the account of an identity, as it is inside this transaction."""
 

@@ -69,6 +69,9 @@ class DelegatingTx:
     def add_identity(self, account_id: str, identity: Identity) -> None:
         self._tx.add_identity(account_id, identity)
 
+    def username_of(self, identity_id: str) -> str | None:
+        return self._tx.username_of(identity_id)
+
     def account_of_identity(self, identity_id: str) -> str | None:
         return self._tx.account_of_identity(identity_id)
 

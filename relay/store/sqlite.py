@@ -275,6 +275,10 @@ class _AccountTx(_Part):
         except sqlite3.IntegrityError as error:
             raise IdConflict(id=identity.username) from error
 
+    def username_of(self, identity_id: str) -> str | None:
+        row = self._db.execute(sql.IDENTITY, (identity_id,)).fetchone()
+        return row[1] if row else None
+
     def account_of_identity(self, identity_id: str) -> str | None:
         row = self._db.execute(sql.IDENTITY, (identity_id,)).fetchone()
         return row[0] if row else None

@@ -94,6 +94,20 @@ def test_refusals_say_what_is_wrong(served: RelayProcess, words: tuple[str, ...]
     assert "Traceback" not in done.stderr
 
 
+def test_a_removed_persons_name_is_given_away_by_hand(served: RelayProcess) -> None:
+    owner, name = Person(served, "owner"), "gone@example.edu"
+    served.cli("user", "add", name)
+    owner.ok("POST", "/v3/groups", {"name": "g", "members": [name]})
+    assert "the name stays theirs" in served.cli("user", "remove", name).stderr
+    done = served.cli("user", "add", name.upper(), check=False)
+    assert done.returncode == 1
+    assert "mep-relay name free" in done.stderr
+    [listed] = [one for one in json.loads(served.cli("name", "list", "--json").stdout) if one["name"] == name]
+    assert listed["kind"] == "username"
+    served.cli("name", "free", name)
+    assert served.cli("user", "add", name).stdout.startswith("mep_")
+
+
 def test_an_owner_of_endpoints_is_not_removed(served: RelayProcess) -> None:
     owner = Person(served, "owner")
     lab = FakeManager(served, owner.token)

@@ -428,6 +428,45 @@ def test_a_person_makes_lists_and_revokes_tokens(relay: RelayProcess, someone: A
     until("the token's end", lambda: relay.request("GET", "/v2/endpoints", short)[0] == 401)
 
 
+def test_a_freed_alias_is_no_other_persons(relay: RelayProcess, someone: Any) -> None:
+    """Scripts that have the name would send their tasks to its next owner."""
+    former, thief = someone("former@example.edu"), someone("thief@example.edu")
+    first, second = (FakeManager(relay, former.token).endpoint_id for _ in range(2))
+    stolen = FakeManager(relay, thief.token).endpoint_id
+    former.ok("PUT", f"/v3/endpoints/{first}/access", {"alias": "gpu"})
+    former.ok("PUT", f"/v3/endpoints/{first}/access", {"alias": "gpu-2"})
+    thief.refused("NAME_RESERVED", "PUT", f"/v3/endpoints/{stolen}/access", {"alias": "GPU"})
+    former.ok("PUT", f"/v3/endpoints/{second}/access", {"alias": "gpu"})
+    former.ok("DELETE", f"/v2/endpoints/{second}")
+    thief.refused("NAME_RESERVED", "PUT", f"/v3/endpoints/{stolen}/access", {"alias": "gpu"})
+    former.refused("ENDPOINT_NOT_FOUND", *former.submission("gpu"))
+    relay.cli("endpoint", "remove", first)
+    thief.refused("NAME_RESERVED", "PUT", f"/v3/endpoints/{stolen}/access", {"alias": "gpu-2"})
+    listed = relay.cli("name", "list").stdout
+    assert f"gpu  alias of {second}" in listed
+    assert f"gpu-2  alias of {first}" in listed
+    relay.cli("name", "free", "gpu")
+    thief.ok("PUT", f"/v3/endpoints/{stolen}/access", {"alias": "gpu"})
+    assert relay.cli("name", "free", "gpu", check=False).returncode == 1
+
+
+def test_names_are_not_reserved_by_having_each_for_a_moment(relay: RelayProcess, someone: Any) -> None:
+    greedy = someone("greedy@example.edu")
+    endpoint = FakeManager(relay, greedy.token).endpoint_id
+    answers = [greedy.call("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": f"a{n}"})[0] for n in range(110)]
+    assert answers.count(200) == 101
+    greedy.ok("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": "a100", "locked": True})
+
+
+def test_ones_own_name_goes_before_another_persons_alias(relay: RelayProcess, someone: Any) -> None:
+    mine, thief = someone("mine@example.edu"), someone("thief@example.edu")
+    own = FakeManager(relay, mine.token, endpoint_name="workstation").endpoint_id
+    stolen = FakeManager(relay, thief.token).endpoint_id
+    thief.ok("PUT", f"/v3/endpoints/{stolen}/access", {"alias": "workstation"})
+    found = mine.ok("GET", "/v3/endpoints/find?name=workstation")
+    assert [one["uuid"] for one in found] == [own]
+
+
 def test_a_repeated_request_with_a_key_makes_nothing_twice(relay: RelayProcess, owner: Someone) -> None:
     def post(path: str, body: Any, key: str) -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {owner.token}", "Content-Type": "application/json", "Idempotency-Key": key}

@@ -11,6 +11,7 @@ from joserfc.jwk import ECKey
 
 from mep_wire.errors import IdentityUnusable, ProviderUnavailable
 from mep_wire.identity import Identity
+from relay.auth import names
 from relay.auth.claims import claimed, identity_id
 from relay.auth.people import People
 from relay.auth.provider import Provider
@@ -126,6 +127,31 @@ def test_a_provider_elsewhere_names_no_address_of_the_relays_host() -> None:
     token = jwt.encode({"alg": "ES256", "kid": "k"}, {"sub": "s"}, ECKey.generate_key("P-256"))
     with pytest.raises(ProviderUnavailable, match="no usable jwks_uri"):
         asyncio.run(Elsewhere(CAMPUS).verify(token, "relay"))
+
+
+def test_a_name_that_was_given_up_is_no_other_subjects(scene: Scene) -> None:
+    """Groups and shares go by usernames: the next one to have it would be taken for the former."""
+    former = scene.login(LAX, "s", "a@x.org")
+    assert scene.login(LAX, "s", "b@x.org").account_id == former.account_id
+    with pytest.raises(IdentityUnusable, match="was another person's"):
+        scene.login(LAX, "thief", "A@x.org")
+    assert scene.login(LAX, "s", "a@x.org").account_id == former.account_id
+    with pytest.raises(IdentityUnusable, match="was another person's"):
+        scene.login(LAX, "thief", "b@x.org")
+    scene.store.submit(lambda tx: tx.drop_document(names.USERNAME, "b@x.org")).result()
+    scene.login(LAX, "next", "b@x.org")
+
+
+def test_a_removed_person_may_come_back_and_no_other_by_the_name(scene: Scene) -> None:
+    former = scene.login(LAX, "s", "a@x.org")
+    person = scene.store.identity_set(former.account_id)
+    assert person is not None
+    scene.store.submit(lambda tx: names.remove_person(tx, person, 1.0)).result()
+    with pytest.raises(IdentityUnusable, match="was another person's"):
+        scene.login(LAX, "thief", "a@x.org")
+    back = scene.login(LAX, "s", "a@x.org")
+    assert back.account_id != former.account_id
+    assert scene.store.documents(names.USERNAME) == []
 
 
 def test_people_who_link_their_identities_become_one(scene: Scene) -> None:
