@@ -19,11 +19,14 @@ from relay.auth.settings import PeopleSettings
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.submissions import PersonLimits
-from relay.rate_limit import Rate
+from relay.rate_limit import Places, Rate
 from relay.store.base import Store
 
 STRANGERS_PER_S = 20.0
 """Requests about logins from one address, on average."""
+
+MAX_STREAMS, MAX_STREAMS_OF_ONE = 1_000_000, 1000
+"""Most open result streams: each holds a descriptor, and limits by address count them no longer once they are open."""
 
 
 @dataclass(slots=True)
@@ -60,6 +63,8 @@ class ApiContext:
     notes_delivery: bool = False
     """Whether results that were sent to their person are removed sooner than others."""
     readiness: Readiness = field(init=False)
+    streams: Places = field(default_factory=lambda: Places(MAX_STREAMS, MAX_STREAMS_OF_ONE, "stream"))
+    """Open result streams, by person."""
     requests: Rate = field(init=False)
     tasks: Rate = field(init=False)
 

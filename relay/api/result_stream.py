@@ -13,7 +13,7 @@ from functools import partial
 import msgspec
 
 from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamOutput, StreamRefused, Subscribe
-from mep_wire.errors import BodyInvalid, MepError, PayloadLost, RouteNotFound, TaskGroupNotFound
+from mep_wire.errors import BodyInvalid, MepError, PayloadLost, RelayBusy, RouteNotFound, TaskGroupNotFound
 from mep_wire.ids import uuid_text
 from mep_wire.states import TaskState
 from relay.api import http
@@ -52,8 +52,15 @@ async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send
     except MepError as error:
         await _reject(send, error)
         return
-    await send({"type": "websocket.accept"})
-    right = Right(service, token, network)
+    try:
+        with service.streams.one(caller.account_id):
+            await send({"type": "websocket.accept"})
+            await _serve_open(service, Right(service, token, network), receive, send)
+    except RelayBusy as error:
+        await _reject(send, error)
+
+
+async def _serve_open(service: ApiContext, right: Right, receive: Receive, send: Send) -> None:
     try:
         group, wanted = await _first_frame(right, receive)
         await _push(service, right, group, wanted, receive, send)

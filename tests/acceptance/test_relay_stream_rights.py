@@ -9,10 +9,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from websockets.exceptions import InvalidStatus
 
 from mep_sdk import Client, Executor
 from mep_wire import api
@@ -23,6 +25,7 @@ from tests.support.login import people_file
 from tests.support.oidc import HostileProvider
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person, Stream
+from tests.support.waiting import until
 
 WAIT_S = 60.0
 ALL = ["submit", "read", "manage_endpoints", "manage_tokens"]
@@ -34,6 +37,15 @@ class AttentiveRelay(RelayProcess):
     def _command(self, *words: str) -> list[str]:
         *python, code = super()._command()[:4]
         patch = "import relay.auth.people as p, relay.api.result_stream as s; p.FOREIGN_KEPT_S = s.AGAIN_S = 1.0;"
+        return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
+
+
+class CrampedRelay(RelayProcess):
+    """A relay where one person may have three streams."""
+
+    def _command(self, *words: str) -> list[str]:
+        *python, code = super()._command()[:4]
+        patch = "import relay.api.context as c; c.MAX_STREAMS_OF_ONE = 3;"
         return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
 
 
@@ -206,6 +218,23 @@ def test_results_are_not_had_by_asking_either(scene: Scene) -> None:
 def _group(scene: Scene, token: str) -> str:
     """Return the newest task group of a person."""
     return str(scene.ok("GET", "/v3/taskgroups", None, token)["taskgroups"][0]["taskgroup_id"])
+
+
+def test_one_persons_streams_leave_room_for_others(tmp_path: Path) -> None:
+    """An open stream holds a descriptor, and no limit by address counts it."""
+    with CrampedRelay(tmp_path) as relay:
+        many, other = Person(relay, "many"), Person(relay, "other")
+        endpoint = FakeManager(relay, other.token).endpoint_id
+        groups = {one: str(uuid.uuid4()) for one in (many, other)}
+        for person, group in groups.items():
+            person.submit(endpoint, person.function(), ["p"], task_group_id=group)
+        streams = [many.stream(groups[many]) for _ in range(3)]
+        with pytest.raises(InvalidStatus) as refused:
+            many.stream(groups[many])
+        assert refused.value.response.status_code == 503
+        other.stream(groups[other]).close()
+        streams.pop().close()
+        until("a place", lambda: many.stream(groups[many]), unready=(InvalidStatus,))
 
 
 # --- what a script is told --------------------------------------------------------------------------
