@@ -27,6 +27,7 @@ from relay.api import tasks
 from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.people_bodies import RunBody
+from relay.auth.claims import open_identities
 from relay.dispatch.live_state import durable
 from relay.log import logger
 from relay.store.base import Store, Tx
@@ -312,7 +313,7 @@ def _allowed(service: ApiContext, request: Request, *, manage: bool) -> _Action:
         return action
     principals = action.manage_by if manage else [*action.monitor_by, *action.manage_by]
     person = service.store.identity_set(caller.account_id)
-    mine = {f"urn:globus:auth:identity:{one.id}" for one in person.identities} if person else set()
+    mine = {f"urn:globus:auth:identity:{one.id}" for one in open_identities(person)}
     groups = [one.removeprefix(_GROUP).lower() for one in principals if one.startswith(_GROUP)]
     if not mine.isdisjoint(principals) or any(service.access.in_group(caller, one) for one in groups):
         return action

@@ -22,6 +22,7 @@ from mep_wire.errors import (
     NotOwner,
 )
 from relay.auth import names
+from relay.auth.claims import open_identities
 from relay.auth.policies import Policies
 from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, EndpointRecord, FunctionRef
@@ -32,7 +33,6 @@ TEMPLATE_POLICY = "x-authentication-policy"
 MAX_GROUPS = 1000
 KEPT_S, KEPT = 1.0, 10_000
 """How long an endpoint's rules are used without reading them, and of how many endpoints."""
-_OPEN = frozenset({"used", "private"})
 
 
 class EndpointAccess(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -113,11 +113,7 @@ class Access:
     def usernames(self, caller: Caller) -> frozenset[str]:
         """Return the usernames of a person's identities, in lower case."""
         person = self._store.identity_set(caller.account_id)
-        return (
-            frozenset(one.username.lower() for one in person.identities if one.status in _OPEN)
-            if person
-            else frozenset()
-        )
+        return frozenset(one.username.lower() for one in open_identities(person))
 
     def groups_of(self, caller: Caller) -> list[str]:
         """Return the ids of the groups that a person is in, and those that their login's provider names."""
@@ -170,7 +166,7 @@ class Access:
         if not endpoint.admins:
             return False
         person = self._store.identity_set(caller.account_id)
-        return person is not None and any(identity.id in endpoint.admins for identity in person.identities)
+        return any(identity.id in endpoint.admins for identity in open_identities(person))
 
     def check_manages(self, endpoint: EndpointRecord, caller: Caller) -> None:
         """Raises NotOwner."""

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import msgspec
 
 from mep_wire.errors import IdentityUnusable
-from mep_wire.identity import Identity
+from mep_wire.identity import Identity, IdentitySet
 from relay.auth.settings import PeopleSettings, ProviderSettings
 from relay.store.records import Login
 
@@ -24,6 +24,14 @@ MAX_TEXT = 512
 MAX_LINKED = 50
 MAX_GROUPS = 500
 STATUSES = frozenset({"used", "unused", "private", "closed"})
+
+OPEN_STATUSES = frozenset({"used", "private"})
+"""Of identities that may do something: not one that was closed, or never used."""
+
+
+def open_identities(person: IdentitySet | None) -> list[Identity]:
+    """Return those identities of a person that give them rights."""
+    return [one for one in person.identities if one.status in OPEN_STATUSES] if person else []
 
 
 class Subject(msgspec.Struct, frozen=True, kw_only=True):
@@ -70,10 +78,15 @@ def login_of(provider: ProviderSettings, claims: Mapping[str, Any]) -> Login:
         at=float(at) if is_time(at) else 0.0,
         acr=_text(claims.get("acr")),
         amr=tuple(_text(one) for one in amr[:20]) if isinstance(amr, list) else (),
-        groups=tuple(f"{provider.name}:{_text(one)}" for one in groups[:MAX_GROUPS])
+        groups=tuple(f"{provider.name}:{one}" for one in groups[:MAX_GROUPS] if _is_group(one))
         if isinstance(groups, list)
         else (),
     )
+
+
+def _is_group(value: object) -> TypeGuard[str]:
+    """Return whether a claim can be a group's name. One that is cut or emptied would be another group's."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_TEXT and value.isprintable()
 
 
 def is_time(value: object) -> TypeGuard[int | float]:

@@ -17,7 +17,7 @@ import msgspec
 
 from mep_wire.errors import IdConflict, IdentityUnusable, NameReserved, TokenUnknown
 from relay.auth import names
-from relay.auth.claims import Claimed, Subject, claimed, identity_id
+from relay.auth.claims import Claimed, Subject, claimed, identity_id, open_identities
 from relay.auth.fetch import Lane
 from relay.auth.provider import MAX_TOKEN, Provider
 from relay.auth.settings import PeopleSettings
@@ -175,9 +175,9 @@ class People:
         """Return whether the configuration names one of this person's identities."""
         if not self.settings.administrators:
             return False
-        names = {one.lower() for one in self.settings.administrators}
+        named = {one.lower() for one in self.settings.administrators}
         person = self._store.identity_set(account_id)
-        return person is not None and any(one.username.lower() in names for one in person.identities)
+        return any(one.username.lower() in named for one in open_identities(person))
 
 
 def _issuer(token: str) -> str | None:

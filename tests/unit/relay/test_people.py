@@ -180,3 +180,19 @@ def test_the_scope_admin_is_the_named_peoples(scene: Scene) -> None:
     root, other = scene.login(LAX, "r", "root@x.org"), scene.login(LAX, "o", "other@x.org")
     assert scene.people.allowed_scopes(root.account_id, ("read", "admin", "read")) == ("read", "admin")
     assert scene.people.allowed_scopes(other.account_id, ("read", "admin")) == ("read",)
+
+
+def test_a_closed_identity_gives_no_rights(scene: Scene) -> None:
+    """The provider closed it, and its name may be another person's there by now."""
+    closed = [{"sub": HOME, "username": "me@home.org"}, {"sub": LAB, "username": "root@x.org", "status": "closed"}]
+    caller = scene.login(HUB, HOME, "me@home.org", identity_set=closed)
+    assert scene.usernames(caller) == ["me@home.org", "root@x.org"]
+    assert scene.people.allowed_scopes(caller.account_id, ("read", "admin")) == ("read",)
+    opened = [{"sub": HOME, "username": "me@home.org"}, {"sub": LAB, "username": "root@x.org"}]
+    again = scene.login(HUB, HOME, "me@home.org", identity_set=opened)
+    assert scene.people.allowed_scopes(again.account_id, ("read", "admin")) == ("read", "admin")
+
+
+def test_a_group_that_is_no_name_is_no_group(scene: Scene) -> None:
+    odd = ["physics", "", "a\nb", 5, None, "x" * 513, {"n": 1}]
+    assert scene.login(CAMPUS, "s", "a@example.edu", groups=odd).login.groups == ("campus:physics",)
