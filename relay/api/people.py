@@ -23,7 +23,7 @@ from relay.api.people_bodies import (
 )
 from relay.auth.oauth import Client, client_from
 from relay.auth.settings import SCOPES, is_safe_url
-from relay.auth.tokens import new_token, token_hash
+from relay.auth.tokens import CLIENT, KNOWN_CLIENTS, new_token, token_hash
 from relay.dispatch.live_state import durable
 from relay.store.base import Tx
 from relay.store.records import Caller, TokenRecord
@@ -104,7 +104,7 @@ async def add_token(service: ApiContext, request: Request) -> NewTokenAnswer:
     caller = request.caller
     if not 0 < len(body.name) <= MAX_NAME or not body.name.isprintable():
         raise BodyInvalid(reason=f"name: 1 to {MAX_NAME} printable characters")
-    if caller.client_id and caller.client_id not in ("mep-sdk", "mep-console"):
+    if caller.client_id and caller.client_id not in KNOWN_CLIENTS:
         raise ClientForbidden(what="make tokens: it gets them with its secret")
     scopes, now = _scopes(body, caller), time.time()
     lifetime = _lifetime(body, caller, now, service.people.settings.max_token_s)
@@ -206,19 +206,19 @@ async def add_client(service: ApiContext, request: Request) -> NewClientAnswer:
 
 async def clients(service: ApiContext, request: Request) -> list[ClientInfo]:
     """GET /v3/clients."""
-    return [_client_info(client_from(one)) for one in service.store.documents("client", limit=MAX_LISTED)]
+    return [_client_info(client_from(one)) for one in service.store.documents(CLIENT, limit=MAX_LISTED)]
 
 
 async def remove_client(service: ApiContext, request: Request) -> Deleted:
-    """DELETE /v3/clients/ID: the client, its account's tokens, and those that it got by exchange expire unrenewed."""
+    """DELETE /v3/clients/ID: the client with its account. All its tokens end, those that it got by exchange as well."""
     client_id = request.path[0]
-    document = service.store.document("client", client_id)
+    document = service.store.document(CLIENT, client_id)
     if document is None:
         raise ClientNotFound(client_id=client_id)
     client = client_from(document)
 
     def change(tx: Tx) -> None:
-        tx.drop_document("client", client_id)
+        tx.drop_document(CLIENT, client_id)
         tx.remove_account(client.account_id)
 
     await durable(service.store.submit(change))

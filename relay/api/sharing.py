@@ -51,6 +51,12 @@ def _policy(service: ApiContext, request: Request, policy_id: str, owner: str) -
     return made
 
 
+def _check_count(service: ApiContext, kind: str, owner: str) -> None:
+    """Check that a person may make another. Raises BodyInvalid."""
+    if len(service.store.documents(kind, owner, limit=MAX_LISTED)) == MAX_LISTED:
+        raise BodyInvalid(reason=f"you have {MAX_LISTED} already, the most of one person: delete some first")
+
+
 def _add(tx: Tx, document: Document, key: str) -> None:
     """Store a new document. Raises IdConflict where the idempotency key made another one."""
     if not tx.add_document(document):
@@ -75,6 +81,7 @@ def _own_policy(service: ApiContext, request: Request) -> Policy:
 
 async def add_policy(service: ApiContext, request: Request) -> Policy:
     """POST /v3/policies."""
+    _check_count(service, policies.KIND, request.caller.account_id)
     made = _policy(service, request, request.new_id("policy"), request.caller.account_id)
     await durable(service.store.submit(lambda tx: _add(tx, policies.to_document(made), request.key)))
     service.audit.note("policy.create", request.caller, policy=made.id, name=made.display_name)
@@ -184,6 +191,7 @@ def _managed_group(service: ApiContext, request: Request) -> Group:
 
 async def add_group(service: ApiContext, request: Request) -> GroupInfo:
     """POST /v3/groups."""
+    _check_count(service, GROUP, request.caller.account_id)
     made = _group(request, request.new_id("group"), request.caller.account_id)
 
     def change(tx: Tx) -> None:

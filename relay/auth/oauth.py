@@ -28,7 +28,7 @@ from relay.auth.people import People
 from relay.auth.policies import Policies, find
 from relay.auth.provider import pkce_challenge
 from relay.auth.settings import DEFAULT_SCOPES, SCOPES
-from relay.auth.tokens import REFRESH_PREFIX, new_token, token_hash
+from relay.auth.tokens import CLIENT, REFRESH_PREFIX, new_token, token_hash
 from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, Login, TokenRecord
 
@@ -169,7 +169,7 @@ class AuthorizationServer:
         if client_id == "mep-console":
             console = (self._issuer() + "/console/callback",)
             return Client(client_id=client_id, name="The relay's console", redirect_uris=console, scopes=SCOPES)
-        document = self._store.document("client", client_id[:128])
+        document = self._store.document(CLIENT, client_id[:128])
         return _client_decoder.decode(document.body) if document else None
 
     async def add_client(self, client: Client) -> tuple[Client, str]:
@@ -603,7 +603,7 @@ class AuthorizationServer:
 
 def client_document(client: Client) -> Document:
     """Return the document of a client."""
-    return Document(kind="client", id=client.client_id, owner=client.created_by, body=_encode(client))
+    return Document(kind=CLIENT, id=client.client_id, owner=client.created_by, body=_encode(client))
 
 
 def client_from(document: Document) -> Client:

@@ -19,6 +19,10 @@ from relay.store.records import Caller, TokenRecord
 PREFIX = "mep_"
 """Lets people and secret scanners tell the purpose of a token."""
 REFRESH_PREFIX = "mepr_"
+CLIENT = "client"
+"""The kind of documents of clients."""
+KNOWN_CLIENTS = frozenset({"mep-sdk", "mep-console"})
+"""The clients that every relay has."""
 CACHE_S = 1.0
 CACHE_SIZE = 10_000
 USED_S = 3600.0
@@ -54,7 +58,7 @@ class TokenAuth:
         if known is not None and now - known[0] < CACHE_S:
             return known[1]
         record = self._store.token(token_hash(token))
-        if record is None or 0 < record.expires_at <= self._wall():
+        if record is None or 0 < record.expires_at <= self._wall() or self._of_deleted(record):
             self._known.pop(token, None)
             raise TokenUnknown
         self._note_use(record)
@@ -63,6 +67,11 @@ class TokenAuth:
         caller = record.caller
         self._known[token] = (now, caller)
         return caller
+
+    def _of_deleted(self, record: TokenRecord) -> bool:
+        """Return whether a token is of a service or gateway that was deleted. Those also speak for other people."""
+        client = record.client_id
+        return bool(client) and client not in KNOWN_CLIENTS and self._store.document(CLIENT, client) is None
 
     def _note_use(self, record: TokenRecord) -> None:
         """Once an hour, note that a token is used. Not waited for: it is worth no delay."""

@@ -467,6 +467,42 @@ def test_ones_own_name_goes_before_another_persons_alias(relay: RelayProcess, so
     assert [one["uuid"] for one in found] == [own]
 
 
+def test_a_deleted_gateways_tokens_end_also_those_of_people(relay: RelayProcess, someone: Any) -> None:
+    root, person = someone("root@example.edu"), someone("portal-user@example.edu")
+    body = {"name": "portal", "scopes": ["submit", "read"], "exchange": True}
+    made = root.ok("POST", "/v3/clients", body)
+    gateway = LoginClient(relay, made["client_id"], made["client_secret"])
+    own = gateway.form("/oauth/token", grant_type="client_credentials")[1]["access_token"]
+    exchanged = _exchanged(gateway, person.token)[1]["access_token"]
+    for token in (own, exchanged):
+        assert relay.request("GET", "/oauth/userinfo", token)[0] == 200
+    root.ok("DELETE", f"/v3/clients/{made['client_id']}")
+    for token in (own, exchanged):
+        until("the token's end", lambda token=token: relay.request("GET", "/oauth/userinfo", token)[0] == 401)
+    assert person.ok("GET", "/oauth/userinfo")
+
+
+def test_one_person_makes_so_many_groups_and_policies(tmp_path: Path) -> None:
+    """A group is as many rows as it has members: without an end they fill the store."""
+
+    class Cramped(RelayProcess):
+        def _command(self, *words: str) -> list[str]:
+            *python, code = super()._command()[:4]
+            return [*python, f"import relay.api.sharing as s; s.MAX_LISTED = 3; {code}", *words, *self._at()]
+
+        def _at(self) -> list[str]:
+            return ["--state", str(self.state)]
+
+    with Cramped(tmp_path) as relay:
+        token, other = relay.add_user("many@example.edu"), relay.add_user("other@example.edu")
+        for path, body in (("/v3/groups", {"name": "g"}), ("/v3/policies", {"display_name": "p"})):
+            made = [relay.request("POST", path, token, body) for _ in range(4)]
+            assert [status for status, _ in made] == [200, 200, 200, 422]
+            assert relay.request("POST", path, other, body)[0] == 200
+            assert relay.request("DELETE", f"{path}/{made[0][1]['id']}", token)[0] == 200
+            assert relay.request("POST", path, token, body)[0] == 200
+
+
 def test_a_repeated_request_with_a_key_makes_nothing_twice(relay: RelayProcess, owner: Someone) -> None:
     def post(path: str, body: Any, key: str) -> tuple[int, Any]:
         headers = {"Authorization": f"Bearer {owner.token}", "Content-Type": "application/json", "Idempotency-Key": key}
