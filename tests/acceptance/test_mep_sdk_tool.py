@@ -181,7 +181,7 @@ def test_processes_that_share_a_login_refresh_it_once(shell: Shell) -> None:
 
 
 def test_a_token_that_the_relay_no_longer_knows_is_renewed(shell: Shell) -> None:
-    shell.log_in()
+    shell.log_in("--scope", "submit read manage_tokens")
     client, old = Client(), profiles.get_profile("default").access_token
     shell.relay.request("DELETE", f"/v3/tokens/{shell.json('whoami')['mep']['token_id']}", old)
     until("the end of the token", lambda: shell.relay.request("GET", "/v3/tokens", old)[0] == 401)
