@@ -22,6 +22,8 @@ from relay.store.records import Caller, EndpointRecord
 
 KEY_BYTES = 32
 MAX_NAME = 128
+MAX_ENDPOINTS = 1000
+"""Endpoints of one person: lists for all people read every one."""
 MAX_METADATA_BYTES = 64 * 1024
 _IGNORED = ("subscription_uuid",)
 
@@ -134,6 +136,8 @@ async def register(service: ApiContext, request: Request) -> RegisterAnswer:
     old = service.store.endpoint(endpoint_id)
     if old is not None and (old.owner != request.caller.account_id or old.deleted_at):
         raise IdConflict(id=endpoint_id)
+    if old is None and len(service.store.endpoints(request.caller.account_id)) >= MAX_ENDPOINTS:
+        raise BodyInvalid(reason=f"you have {MAX_ENDPOINTS} endpoints, the most of one person: delete some first")
     return await _put(service, request, endpoint_id, old)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 import uuid
+from collections.abc import AsyncIterator
 
 from mep_wire.errors import BodyInvalid, GroupNotFound, IdConflict, NotOwner, PolicyNotFound
 from relay.api.context import ApiContext
@@ -34,6 +36,9 @@ MAX_SHARED = 1000
 MAX_NAME = 128
 MAX_TEXT = 2048
 MAX_LISTED = 1000
+MAX_MEMBERS_LISTED = 50_000
+"""Members in one list of groups, which ends with them: anybody can be put into a thousand groups of thousands."""
+GROUPS_PAGE = 10
 MAX_GIVEN_UP = 100
 """Aliases that stay a person's though no endpoint of theirs has them."""
 _ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{1,62}")
@@ -53,7 +58,7 @@ def _policy(service: ApiContext, request: Request, policy_id: str, owner: str) -
 
 def _check_count(service: ApiContext, kind: str, owner: str) -> None:
     """Check that a person may make another. Raises BodyInvalid."""
-    if len(service.store.documents(kind, owner, limit=MAX_LISTED)) == MAX_LISTED:
+    if service.store.count_documents(kind, owner, MAX_LISTED) == MAX_LISTED:
         raise BodyInvalid(reason=f"you have {MAX_LISTED} already, the most of one person: delete some first")
 
 
@@ -218,11 +223,33 @@ async def look_up_group(service: ApiContext, request: Request) -> GroupInfo:
 
 
 async def list_groups(service: ApiContext, request: Request) -> list[GroupInfo]:
-    """GET /v3/groups: those that one is in, and one's own."""
-    own = [group_from(one) for one in service.store.documents(GROUP, request.caller.account_id, limit=MAX_LISTED)]
-    ids = [one for one in service.access.groups_of(request.caller) if ":" not in one]
-    joined = [found for one in ids if (found := service.access.group(one)) is not None]
-    return [_group_info(one) for one in {group.id: group for group in [*own, *joined]}.values()]
+    """GET /v3/groups: one's own, and those that one is in."""
+    told: list[GroupInfo] = []
+    size = 0
+    async for group in _own_and_joined(service, request.caller):
+        size += len(group.members) + len(group.managers)
+        if told and size > MAX_MEMBERS_LISTED:
+            break
+        told.append(_group_info(group))
+    return told
+
+
+async def _own_and_joined(service: ApiContext, caller: Caller) -> AsyncIterator[Group]:
+    """Yield a person's groups, a few read at a time, so that others have their turn."""
+    seen: set[str] = set()
+    after = ""
+    while page := service.store.documents(GROUP, caller.account_id, after=after, limit=GROUPS_PAGE):
+        for one in page:
+            seen.add(one.id)
+            yield group_from(one)
+            await asyncio.sleep(0)
+        after = page[-1].id
+    for group_id in service.access.groups_of(caller):
+        if ":" not in group_id and group_id not in seen:
+            group = service.access.group(group_id)
+            if group is not None:
+                yield group
+            await asyncio.sleep(0)
 
 
 async def delete_group(service: ApiContext, request: Request) -> Deleted:
@@ -268,7 +295,7 @@ def _access(service: ApiContext, request: Request) -> EndpointAccess:
 
 def _check_given_up(service: ApiContext, owner: str) -> None:
     """Check that a person does not reserve names by having each for a moment. Raises BodyInvalid."""
-    if len(service.store.documents(names.ALIAS, owner, limit=MAX_GIVEN_UP)) == MAX_GIVEN_UP:
+    if service.store.count_documents(names.ALIAS, owner, MAX_GIVEN_UP) == MAX_GIVEN_UP:
         raise BodyInvalid(reason=f"alias: you gave up {MAX_GIVEN_UP} already, which stay yours; take one of those")
 
 

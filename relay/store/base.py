@@ -318,6 +318,9 @@ class AccountReads(Protocol):
     def owner_of_identity(self, identity_id: str) -> str | None:
         """Return the account of an identity."""
 
+    def count_documents(self, kind: str, owner: str, limit: int) -> int:
+        """Return how many documents of a kind an owner has, counted up to `limit`, without reading them."""
+
     def endpoint_of_uep(self, uep_row: int) -> str | None:
         """Return the id of the endpoint that a user endpoint belongs to."""
 

@@ -300,6 +300,9 @@ class DelegatingStore:
     def owner_of_identity(self, identity_id: str) -> str | None:
         return self._inner.owner_of_identity(identity_id)
 
+    def count_documents(self, kind: str, owner: str, limit: int) -> int:
+        return self._inner.count_documents(kind, owner, limit)
+
     def endpoint_of_uep(self, uep_row: int) -> str | None:
         return self._inner.endpoint_of_uep(uep_row)
 

@@ -758,6 +758,10 @@ class SqlReads(abc.ABC):
         row = self._one(sql.IDENTITY, identity_id)
         return row[0] if row else None
 
+    def count_documents(self, kind: str, owner: str, limit: int) -> int:
+        count: int = self._one(sql.COUNT_DOCUMENTS, owner, kind, limit)[0]
+        return count
+
     def endpoint_of_uep(self, uep_row: int) -> str | None:
         row = self._one(sql.ENDPOINT_OF_UEP, uep_row)
         return row[0] if row else None

@@ -90,6 +90,7 @@ SWEEP_DOCUMENTS = (
 DOCUMENT = _DOCUMENT + "WHERE kind = ? AND id = ?"
 DOCUMENTS = _DOCUMENT + "WHERE kind = ? AND id > ? ORDER BY id LIMIT ?"
 DOCUMENTS_OF = _DOCUMENT + "WHERE owner = ? AND kind = ? AND id > ? ORDER BY id LIMIT ?"
+COUNT_DOCUMENTS = "SELECT count(*) FROM (SELECT 1 FROM documents WHERE owner = ? AND kind = ? LIMIT ?) s"
 
 # --- endpoints, functions, user endpoints -----------------------------------------------------------
 

@@ -482,13 +482,14 @@ def test_a_deleted_gateways_tokens_end_also_those_of_people(relay: RelayProcess,
     assert person.ok("GET", "/oauth/userinfo")
 
 
-def test_one_person_makes_so_many_groups_and_policies(tmp_path: Path) -> None:
+def test_one_person_makes_so_many_groups_policies_and_endpoints(tmp_path: Path) -> None:
     """A group is as many rows as it has members: without an end they fill the store."""
 
     class Cramped(RelayProcess):
         def _command(self, *words: str) -> list[str]:
             *python, code = super()._command()[:4]
-            return [*python, f"import relay.api.sharing as s; s.MAX_LISTED = 3; {code}", *words, *self._at()]
+            patch = "import relay.api.sharing as s, relay.api.endpoints as e; s.MAX_LISTED = e.MAX_ENDPOINTS = 3;"
+            return [*python, f"{patch} s.MAX_MEMBERS_LISTED = 4; {code}", *words, *self._at()]
 
         def _at(self) -> list[str]:
             return ["--state", str(self.state)]
@@ -501,6 +502,16 @@ def test_one_person_makes_so_many_groups_and_policies(tmp_path: Path) -> None:
             assert relay.request("POST", path, other, body)[0] == 200
             assert relay.request("DELETE", f"{path}/{made[0][1]['id']}", token)[0] == 200
             assert relay.request("POST", path, token, body)[0] == 200
+        for _ in range(3):
+            last = FakeManager(relay, token).endpoint_id
+        keys = {"link_public_key": "33" * 32, "unseal_public_key": "33" * 32}
+        assert relay.request("POST", "/v3/endpoints", token, {"endpoint_name": "e", **keys})[0] == 422
+        again = {"endpoint_name": "e", "endpoint_uuid": last, **keys}
+        assert relay.request("POST", "/v3/endpoints", token, again)[0] == 200
+        for group in relay.request("GET", "/v3/groups", token)[1]:
+            body = {"name": "g", "members": ["a@x.org", "b@x.org", "c@x.org"]}
+            assert relay.request("PUT", f"/v3/groups/{group['id']}", token, body)[0] == 200
+        assert len(relay.request("GET", "/v3/groups", token)[1]) == 1
 
 
 def test_a_repeated_request_with_a_key_makes_nothing_twice(relay: RelayProcess, owner: Someone) -> None:
