@@ -42,6 +42,8 @@ MAX_POLLED = 10_000
 GRACE_S = 60.0
 """How long a spent refresh token works once more, in case the answer was lost."""
 MAX_TOKEN_NAME = 128
+MAX_END_USER = 256
+"""A longer one is refused: two that were cut would be one person at an endpoint that is told end users."""
 DEVICE_GRANT = "urn:ietf:params:oauth:grant-type:device_code"
 EXCHANGE_GRANT = "urn:ietf:params:oauth:grant-type:token-exchange"
 GRANTS = ("authorization_code", DEVICE_GRANT, "refresh_token", "client_credentials", EXCHANGE_GRANT)
@@ -475,7 +477,9 @@ class AuthorizationServer:
             identity_id=client.identity_id,
             login=Login(provider="clients", at=time.time()),
         )
-        end_user = form.get("end_user", "")[:256]
+        end_user = form.get("end_user", "")
+        if len(end_user) > MAX_END_USER or not end_user.isprintable():
+            raise _bad(f"end_user: at most {MAX_END_USER} printable characters.")
         answer = await self._do(lambda tx: self._access(tx, client, caller, scopes, "", client.name, end_user))
         return dict(answer)
 

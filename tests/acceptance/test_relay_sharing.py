@@ -392,6 +392,15 @@ def test_an_exchange_gives_no_more_than_the_token_before(relay: RelayProcess, ow
     assert _exchanged(wide, answer["access_token"])[1]["expires_in"] <= 60
 
 
+def test_an_end_user_is_told_whole_or_not_at_all(relay: RelayProcess, someone: Any) -> None:
+    """Two names that were cut would be one person at an endpoint that is told end users."""
+    made = someone("root@example.edu").ok("POST", "/v3/clients", {"name": "portal"})
+    gateway = LoginClient(relay, made["client_id"], made["client_secret"])
+    for end_user in ("x" * 257, "ada\nbob", "ada\0"):
+        answer = gateway.form("/oauth/token", grant_type="client_credentials", end_user=end_user)
+        assert (answer[0], answer[1]["error"]) == (400, "invalid_request")
+
+
 def test_a_gateway_of_certain_functions_changes_none(relay: RelayProcess, someone: Any) -> None:
     root, person = someone("root@example.edu"), someone("careless@example.edu")
     function = person.function()
