@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 from mep_wire.api import SubmitBody
-from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict, RelayUnavailable
+from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict, MepError, RelayUnavailable
 from mep_wire.ids import canonical_json, uuid_text
 from mep_wire.json_frames import json_arguments, json_result
 from mep_wire.limits import MAX_TASKS_PER_SUBMIT
@@ -181,7 +181,7 @@ async def run(service: ApiContext, request: Request) -> ActionStatus:
             await durable(service.store.submit(lambda tx: tx.drop_document(KIND, action.action_id)))
         raise
     service.audit.note("action.run", request.caller, action_id=action.action_id, endpoint=wanted.endpoint)
-    return await _status(service, action)
+    return await _status(service, action, request.caller)
 
 
 def _check(body: RunBody) -> None:
@@ -333,11 +333,17 @@ def _outcome(task: TaskRecord) -> dict[str, Any]:
     return told
 
 
-async def _outcomes(service: ApiContext, found: list[TaskBrief]) -> list[dict[str, Any]]:
-    """Return what the tasks of an action came to, with outputs as far as one answer holds them."""
+async def _outcomes(service: ApiContext, found: list[TaskBrief], refused: dict[str, MepError]) -> list[dict[str, Any]]:
+    """Return what the tasks of an action came to, with outputs as far as one answer holds them and the person may have
+    them: `refused` are the endpoints that give them none any more."""
     told: list[dict[str, Any]] = []
     size = 0
     for number, brief in enumerate(found, start=1):
+        error = refused.get(service.access.endpoint_of_uep(brief.uep_row)) if refused else None
+        if error is not None and brief.state.is_terminal:
+            id_, status_ = uuid_text(brief.task_id), API_STATUS[brief.state]
+            told.append({"task_id": id_, "status": status_, "withheld": True, "code": error.code})
+            continue
         if size and size + brief.size > tasks.MAX_ANSWER_BYTES:
             told.append({"task_id": uuid_text(brief.task_id), "status": API_STATUS[brief.state], "withheld": True})
             continue
@@ -348,7 +354,7 @@ async def _outcomes(service: ApiContext, found: list[TaskBrief]) -> list[dict[st
     return told
 
 
-async def _status(service: ApiContext, action: _Action) -> ActionStatus:
+async def _status(service: ApiContext, action: _Action, caller: Caller) -> ActionStatus:
     found = service.store.briefs(action.task_ids)
     ended = [one for one in found if one.state.is_terminal]
     active = not _has_ended(action, found, time.time())
@@ -356,6 +362,7 @@ async def _status(service: ApiContext, action: _Action) -> ActionStatus:
     failed = gone or any(one.state is not TaskState.SUCCESS for one in ended)
     state = "ACTIVE" if active else "FAILED" if failed else "SUCCEEDED"
     last = max((one.ended_at for one in ended), default=0.0) or action.start_time
+    refused = tasks.refused_endpoints(service, caller, found) if caller.account_id == action.account_id else {}
     return ActionStatus(
         action_id=action.action_id,
         status=state,
@@ -368,13 +375,13 @@ async def _status(service: ApiContext, action: _Action) -> ActionStatus:
         release_after=action.release_after,
         display_status=f"{len(ended)} of {len(action.task_ids)} tasks ended"
         + (f", {gone} are not kept any more" if gone else ""),
-        details={"task_group_id": action.action_id, "results": await _outcomes(service, found)},
+        details={"task_group_id": action.action_id, "results": await _outcomes(service, found, refused)},
     )
 
 
 async def status(service: ApiContext, request: Request) -> ActionStatus:
     """GET /automate/compute/ID/status."""
-    return await _status(service, _allowed(service, request, manage=False))
+    return await _status(service, _allowed(service, request, manage=False), request.caller)
 
 
 async def cancel(service: ApiContext, request: Request) -> ActionStatus:
@@ -384,13 +391,13 @@ async def cancel(service: ApiContext, request: Request) -> ActionStatus:
     if open_tasks:
         await service.dispatcher.cancel(open_tasks)
         service.audit.note("action.cancel", request.caller, action_id=action.action_id)
-    return await _status(service, action)
+    return await _status(service, action, request.caller)
 
 
 async def release(service: ApiContext, request: Request) -> ActionStatus:
     """POST /automate/compute/ID/release: forget an action that has ended; return its last state."""
     action = _allowed(service, request, manage=True)
-    last = await _status(service, action)
+    last = await _status(service, action, request.caller)
     if last.status == "ACTIVE":
         raise ActionNotFinished(action_id=action.action_id)
     await durable(service.store.submit(lambda tx: tx.drop_document(KIND, action.action_id)))

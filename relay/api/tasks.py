@@ -349,7 +349,7 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
     results: dict[str, TaskStatus] = {}
     withheld: list[str] = []
     size = 0
-    refused = _refused_endpoints(service, request.caller, found.values())
+    refused = refused_endpoints(service, request.caller, found.values())
     for number, (text, task) in enumerate(found.items(), start=1):
         if task.state.is_terminal and (error := refused.get(service.access.endpoint_of_uep(task.uep_row))):
             told = _status(_as_running(task), packed=request.packed)
@@ -367,7 +367,7 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
     return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)
 
 
-def _refused_endpoints(service: ApiContext, caller: Caller, tasks: Iterable[TaskBrief]) -> dict[str, MepError]:
+def refused_endpoints(service: ApiContext, caller: Caller, tasks: Iterable[TaskBrief]) -> dict[str, MepError]:
     """Return those of the tasks' endpoints that give the person no results any more, each with the reason."""
     refused: dict[str, MepError] = {}
     for endpoint_id in {service.access.endpoint_of_uep(task.uep_row) for task in tasks if task.state.is_terminal}:

@@ -207,12 +207,22 @@ def test_results_are_not_had_by_asking_either(scene: Scene) -> None:
     uep.finish(uep.take(1))
     person.stream(_group(scene, token)).results(1)
     assert person.task(task)["status"] == "success"
+    run = {"request_id": "r", "body": {"endpoint": endpoint.endpoint_id, "tasks": [{"function": function}]}}
+    action = scene.relay.request("POST", "/automate/compute/run", token, run)[1]["action_id"]
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    path = f"/automate/compute/{action}/status"
+    until("the action's end", lambda: person.ok("GET", path)["status"] == "SUCCEEDED")
+    assert "output" in person.ok("GET", path)["details"]["results"][0]
     scene.ok("PUT", f"/v3/endpoints/{endpoint.endpoint_id}/access", {"people": []})
     status, answer = scene.relay.request("GET", f"/v2/tasks/{task}", token)
     assert (status, answer["code"]) == (403, "ENDPOINT_NOT_SHARED")
     many = person.ok("POST", "/v2/batch_status", {"task_ids": [task]})["results"][task]
     assert many["code"] == "ENDPOINT_NOT_SHARED"
     assert "result" not in many
+    [told] = person.ok("GET", path)["details"]["results"]
+    assert (told["withheld"], told["code"]) == (True, "ENDPOINT_NOT_SHARED")
+    assert "output" not in told
 
 
 def _group(scene: Scene, token: str) -> str:
