@@ -27,6 +27,7 @@ SCOPE_TEXTS = {
     "submit": "register functions, and run and cancel tasks as you",
     "read": "see your endpoints, functions, tasks and results",
     "manage_endpoints": "register, change, share and delete your endpoints",
+    "manage_tokens": "list, make and revoke your access tokens",
     "admin": "administer this relay",
 }
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from relay.auth.settings import SettingsRefused, from_toml, is_safe_url
+from relay.api.login_pages import SCOPE_TEXTS
+from relay.auth.settings import SCOPES, SettingsRefused, from_toml, is_safe_url
 
 PROVIDER = 'name = "campus"\nissuer = "https://login.example.edu"\nclient_id = "relay"\n'
 INTROSPECT = 'introspect = true\naudience = "api"'
@@ -82,3 +83,7 @@ def test_introspection_says_whose_tokens_it_takes(bound: str) -> None:
 )  # fmt: skip
 def test_secrets_are_sent_to_safe_addresses_alone(url: str, safe: bool) -> None:
     assert is_safe_url(url) is safe
+
+
+def test_every_scope_has_words_for_the_consent_page() -> None:
+    assert set(SCOPE_TEXTS) == set(SCOPES)
