@@ -315,8 +315,9 @@ PROCESSES = {
     "relay": ("relay",),
     "link and messages of relay, manager and user endpoint": ("mep_link", "mep_wire"),
 }
-_ROUND = 50
-"""Lines are rounded to so many, so that not every commit changes the table."""
+_ROUND, _STALE = 50, 0.05
+"""Lines are rounded to so many. A row is written anew if a number is off by more than this share of it, and by more
+than its rounding, so that not every commit changes the table."""
 
 
 def lines_of(packages: Iterable[str]) -> tuple[int, int]:
@@ -347,12 +348,18 @@ _NO_CODE = {
 }  # fmt: skip
 
 
-def process_lines() -> list[str]:
-    """Return the table for a reviewer: how many lines each process brings."""
+def process_lines(page: str = "") -> list[str]:
+    """Return the table for a reviewer: how many lines each process brings. Rows of `page` stay if they still hold."""
     lines = ["| process | lines of code | all lines | packages |", "| --- | ---: | ---: | --- |"]
     for process, packages in PROCESSES.items():
-        code, every = (_ROUND * round(number / _ROUND) for number in lines_of(packages))
-        lines.append(f"| {process} | {code:,} | {every:,} | {', '.join(f'`{one}/`' for one in packages)} |")
+        found, names = lines_of(packages), ", ".join(f"`{one}/`" for one in packages)
+        former = re.search(
+            rf"^\| {re.escape(process)} \| ([\d,]+) \| ([\d,]+) \| {re.escape(names)} \|$", page, re.MULTILINE
+        )
+        said = [int(number.replace(",", "")) for number in former.groups()] if former else [0, 0]
+        if any(abs(old - new) > max(_ROUND, _STALE * new) for old, new in zip(said, found, strict=True)):
+            said = [_ROUND * round(number / _ROUND) for number in found]
+        lines.append(f"| {process} | {said[0]:,} | {said[1]:,} | {names} |")
     return lines
 
 
@@ -380,7 +387,7 @@ def development_page() -> str:
         *rows,
     ]
     page = _MAP.sub(lambda _: "\n" + "\n".join(table) + "\n\n", (HERE / "development.md").read_text())
-    return _LINES.sub(lambda _: "\n" + "\n".join(process_lines()) + "\n\n", page)
+    return _LINES.sub(lambda _: "\n" + "\n".join(process_lines(page)) + "\n\n", page)
 
 
 # --- the screen of mep top -----------------------------------------------------------------------------------
