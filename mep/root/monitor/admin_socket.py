@@ -77,7 +77,6 @@ class AdminSocket(Part):
         super().__init__(shared)
         self._closer, self._budget = closer, budget
         self._take: Callable[[AdminPeer], None] = lambda _: None
-        self._closed: Callable[[AdminPeer], None] = lambda _: None
         self._peers: list[AdminPeer] = []
         self._listener: socket.socket | None = None
         self._admitted_gid = -1
@@ -86,12 +85,12 @@ class AdminSocket(Part):
     def _gid(self) -> int:
         return self._configuration.resolved.admin_gid
 
-    def open(self, take: Callable[[AdminPeer], None], closed: Callable[[AdminPeer], None]) -> None:
-        """Listen. `take` reads a peer's messages, and may raise BoundaryViolation; `closed` is told of its end.
+    def open(self, take: Callable[[AdminPeer], None]) -> None:
+        """Listen. `take` reads a peer's messages, and may raise BoundaryViolation.
 
         An endpoint without this socket still serves people, so an error is logged and no more.
         """
-        self._take, self._closed = take, closed
+        self._take = take
         try:
             self._listener = self._listen()
         except OSError as error:
@@ -199,8 +198,7 @@ class AdminSocket(Part):
         if peer not in self._peers:
             return
         self._peers.remove(peer)
-        peer.close()
-        self._closed(peer)
+        peer.close()  # what others still send to it is dropped
 
 
 def _login_uid(pid: int) -> int:

@@ -74,12 +74,7 @@ class Administration(Part):
         self._keepers, self._reload, self._budget = keepers, reload, budget
         self._failures: deque[m.AdminFailure] = deque(maxlen=MAX_FAILURES)
         self._stops: list[_Waiting] = []
-        self._reloads: list[tuple[AdminPeer, int]] = []
-        """Peers that are answered after the running reload, and how many that concerned."""
-        self._next_reloads: list[tuple[AdminPeer, int]] = []
-        """Peers that need another one: the running resolver may have read the files before."""
         shared.audit.observe = self._note
-        reload.finished = self._reloaded
 
     def is_free(self, peer: AdminPeer, size: int) -> bool:
         """Whether `peer` may give another order today, with a text of this size. If not, it is told so."""
@@ -208,12 +203,6 @@ class Administration(Part):
                 self._stops.remove(waiting)
                 waiting.peer.send(m.AdminDone(waiting.count, 0, ""))
 
-    def peer_closed(self, peer: AdminPeer) -> None:
-        """Forget a connection."""
-        self._stops = [one for one in self._stops if one.peer is not peer]
-        self._reloads = [one for one in self._reloads if one[0] is not peer]
-        self._next_reloads = [one for one in self._next_reloads if one[0] is not peer]
-
     # --- drains and bans ------------------------------------------------------------------------------------
 
     @_order
@@ -312,24 +301,7 @@ class Administration(Part):
         self._reload_for(peer)
 
     def _reload_for(self, peer: AdminPeer) -> None:
-        if self._reload.pid:
-            self._next_reloads.append((peer, 1))
-            return
-        self._reloads.append((peer, 1))
-        self._start_reload()
-
-    def _start_reload(self) -> None:
-        self._reload.start()
-        if not self._reload.pid:  # it has failed, and has said so, or there are no reloads any more
-            self._reloaded("the endpoint is being stopped")
-
-    def _reloaded(self, problem: str) -> None:
-        waiting, self._reloads = self._reloads, []
-        for peer, count in waiting:
-            peer.send(m.AdminDone(count, 0, clip(problem, 1024)))
-        if self._next_reloads and not self._reloads:
-            self._reloads, self._next_reloads = self._next_reloads, []
-            self._loop.after(0.0, self._start_reload)
+        self._reload.start(lambda problem: peer.send(m.AdminDone(1, 0, clip(problem, 1024))))
 
     # --- the audit --------------------------------------------------------------------------------------------
 

@@ -118,7 +118,7 @@ class Monitor(Part):
         for helper in self._helpers.values():
             helper.launch()
         self._rechecks.start()
-        self._admins.open(self._take_order, self._administration.peer_closed)
+        self._admins.open(self._take_order)
         self._administration.adopted()
         self._service_manager.start_watchdog()
         Liveness(self._loop, self._watched, self._kill_stopped).start()

@@ -25,6 +25,8 @@ from mep.root.monitor.part import Part, Shared
 DEADLINE_S = 60.0
 MAPPER_PAUSE_S = 5.0
 MAX_BUNDLE_BYTES = 16 * 1024 * 1024
+Done = Callable[[str], None]
+"""Called after a reload; the problem is empty if the configuration was taken over."""
 _FIXED = ("name", "multi_user", "state_dir", "runtime_dir")
 """Settings that can't change while the endpoint runs."""
 
@@ -38,20 +40,29 @@ class Reload(Part):
         """`taken_over` is called with the former and the new configuration, `send_task_log` to open that log again."""
         super().__init__(shared)
         self.pid = 0
-        self.finished: Callable[[str], None] = lambda _problem: None
-        """Called after each reload; the problem is empty if the configuration was taken over."""
+        self._waiting: list[Done] = []
+        """Who is told of the running resolver's result."""
+        self._next: list[Done] = []
+        """Who needs another one: the running resolver may have read the files before."""
         self._send_task_log, self._taken_over = send_task_log, taken_over
-        self._stopped = self._again = False
+        self._stopped = False
         self._documents: tuple[int, ...] = ()
         self._deadline: Timer | None = None
         self._for_mapper: Timer | None = None
         self._next_for_mapper = 0.0
 
-    def start(self) -> None:
-        """Start a reload. A second request during a reload is dropped."""
+    def start(self, done: Done = lambda _problem: None) -> None:
+        """Read the configuration again, at once or after the running reload, and tell `done` what came of it."""
         self._reopen_logs()
+        self._next.append(done)
+        if not self.pid:
+            self._start()
+
+    def _start(self) -> None:
         resolver = self._configuration.resolved.resolver_argv
-        if self.pid or self._stopped or not resolver:
+        self._waiting, self._next = self._next, []
+        if self._stopped or not resolver:
+            self._tell("the endpoint is being stopped")
             return
         try:
             self._documents = _two_memfds()
@@ -77,10 +88,7 @@ class Reload(Part):
     def _start_for_mapper(self) -> None:
         self._for_mapper = None
         self._next_for_mapper = self._loop.clock() + MAPPER_PAUSE_S
-        if self.pid:  # that resolver may have read the mapping before it changed
-            self.start_for_mapper()
-        else:
-            self.start()
+        self.start()
 
     def _reopen_logs(self) -> None:
         """Reopen each log separately: a failure doesn't keep the others from being reopened."""
@@ -98,7 +106,7 @@ class Reload(Part):
 
     def replace(self) -> None:
         """Kill the resolver, which was stopped and doesn't go on, and run another."""
-        self._again = True
+        self._waiting, self._next = [], [*self._waiting, *self._next, lambda _: None]
         os.kill(self.pid, signal.SIGKILL)
 
     def _overdue(self) -> None:
@@ -114,9 +122,6 @@ class Reload(Part):
         if self._deadline is not None:
             self._deadline.cancel()
         if status != 0:
-            if self._again:
-                self._again = False
-                self._loop.after(0.0, self.start)
             self._failed(
                 f"the resolver ended with {describe_status(status)}; `mep check` says why, and so does the log"
             )
@@ -146,7 +151,7 @@ class Reload(Part):
         self._log.error("the configuration was not reloaded: the old one stays in force", reason=reason)
         self._audit.write("reload", outcome="refused", detail=reason)
         self._status.configured(reason)
-        self.finished(reason)
+        self._tell(reason)
 
     def _take_over(self, resolved: Resolved) -> None:
         (config, bundle), former = self._documents, self._configuration.resolved
@@ -158,7 +163,19 @@ class Reload(Part):
         self._audit.write("reload", outcome="taken over")
         self._status.configured("")
         self._taken_over(former, resolved)
-        self.finished("")
+        self._tell("")
+
+    def _tell(self, problem: str) -> None:
+        """Tell the result, and have another resolver run if one is wanted."""
+        told, self._waiting = self._waiting, []
+        for done in told:
+            done(problem)
+        if self._next:
+            self._loop.after(0.0, self._start_next)
+
+    def _start_next(self) -> None:
+        if self._next and not self.pid:
+            self._start()
 
     def _close(self, *descriptors: int) -> None:
         for descriptor in descriptors:
