@@ -47,7 +47,7 @@ class Effects:
 
 
 Effect = Callable[[Effects, Any, Any, list[int]], None]
-"""Called with the effects, the sender, its message and the descriptors."""
+"""Called with the effects (`on` in the table), the sender (`by`), its message (`it`) and the descriptors (`fds`)."""
 
 
 @dataclass(frozen=True, slots=True)
