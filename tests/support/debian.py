@@ -7,16 +7,19 @@ Needs root, debootstrap and systemd-container.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.vm.harness import CACHE, GuestResult, locked, mirror
+from tests.vm.harness import CACHE, GuestResult, locked, mirror, running_release
+
+__all__ = ["BOOTED", "boot", "pack", "running_release", "system"]
 
 BOOTED = ("dbus", "python3", "systemd", "systemd-sysv")
 """Packages of a system that boots."""
@@ -34,6 +37,7 @@ journalctl -b --no-pager -o cat -n 400 > /guest/out/journal; systemctl poweroff 
 WantedBy=multi-user.target
 """
 _CALLS = "@keyring landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+_IN_GROUP = 'echo $$ > "$1/cgroup.procs" && shift && exec "$@"'
 _BOOTSTRAP_LIMIT_S = 900
 
 
@@ -52,7 +56,8 @@ def _bootstrap(home: Path, release: str, packages: list[str]) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as temporary:
         root = Path(temporary, "root")
         command = ["debootstrap", "--variant=minbase", f"--include={','.join(packages)}", release, str(root), mirror()]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=_BOOTSTRAP_LIMIT_S)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_BOOTSTRAP_LIMIT_S)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr
         shutil.rmtree(root / "var/cache/apt/archives")
         (root / "var/cache/apt/archives/partial").mkdir(parents=True)
         unit = root / "etc/systemd/system/mep-guest.service"
@@ -67,6 +72,21 @@ def pack(root: Path, archive: Path) -> None:
     """Pack a system without the unit of `boot`, as the only layer of a container image."""
     left_out = [f"--exclude=./etc/systemd/system/{name}" for name in ("mep-guest.service", "*/mep-guest.service")]
     subprocess.run(["tar", "-C", root, *left_out, "-cf", archive, "."], check=True, timeout=300)
+
+
+@contextlib.contextmanager
+def _own_group() -> Iterator[Path]:
+    """A control group in which systemd-nspawn makes those of one container, away from those of other containers."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    top = next(place for _, place, kind, *_ in mounts if kind == "cgroup2")
+    group = Path(top, f"meptest-{secrets.token_hex(4)}")
+    group.mkdir()
+    try:
+        yield group
+    finally:
+        for path in sorted((path for path in group.rglob("*") if path.is_dir()), reverse=True):
+            path.rmdir()
+        group.rmdir()
 
 
 def boot(root: Path, script: str, files: Mapping[Path, str], work: Path, *, timeout_s: float = 300) -> GuestResult:
@@ -86,9 +106,9 @@ def boot(root: Path, script: str, files: Mapping[Path, str], work: Path, *, time
     command += [f"--machine=meptest-{secrets.token_hex(4)}", f"--system-call-filter={_CALLS}", f"--bind={work}:/guest"]
     environment = {**os.environ, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
     console = work / "console"
-    with console.open("wb") as log:
+    with _own_group() as group, console.open("wb") as log:
         subprocess.run(
-            ["timeout", "--kill-after=20", f"{timeout_s:g}", *command],
+            ["sh", "-c", _IN_GROUP, "sh", group, "timeout", "--kill-after=20", f"{timeout_s:g}", *command],
             stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, check=False,
         )  # fmt: skip
     found = {path.name: path.read_bytes() for path in (work / "out").iterdir()}

@@ -52,7 +52,7 @@ def built(factory: pytest.TempPathFactory, *, release: str = "1", python: str = 
     """Return a directory with the packages, which the first test that asks for them builds. Do not write to it."""
     base = factory.getbasetemp()
     out = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"packages-{release}-{python}"
-    with _locked(out.with_suffix(".lock")):
+    with _locked(out.with_name(f"{out.name}.lock")):
         if not (out / "SHA256SUMS").exists():
             build(wheelhouse(python), out, "--release", release, "--python", python)
     return out

@@ -105,7 +105,8 @@ def mirror() -> str:
     return next(site for site in sites if "security" not in site)
 
 
-def _release() -> str:
+def running_release() -> str:
+    """Return the code name of this host's Debian."""
     with Path("/etc/os-release").open() as file:
         values = dict(line.rstrip().split("=", 1) for line in file if "=" in line)
     return values["VERSION_CODENAME"].strip('"')
@@ -120,7 +121,7 @@ def _bootstrap(home: Path, packages: list[str]) -> None:
             "debootstrap",
             "--variant=minbase",
             f"--include={','.join(packages)}",
-            _release(),
+            running_release(),
             str(root),
             mirror(),
         ]
