@@ -70,7 +70,7 @@ soak: tools ## a long load: memory, descriptors, WAL and rates every 10 s, and t
 demo: install ## the main job: two people's functions run as their own accounts
 	@PYTHONPATH="$(CURDIR)/demo" "$(BIN)/python" demo/demo.py
 
-bench: install ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and others)
+bench: tools ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and others)
 	@PYTHONPATH="$(CURDIR)/demo:$(CURDIR)/benchmarks" "$(BIN)/python" benchmarks/run.py $(BENCH_ARGS)
 
 docs: install ## write the generated pages of docs/ and the example of etc/ anew

@@ -1,7 +1,7 @@
 """`make bench`: the work of the design's goals on MEP, bare Parsl and ssh, in one run, side by side.
 
 It reports times but never fails a run because of them. Compare ratios of one run: absolute numbers depend on the
-machine. Takes about two minutes.
+machine. Takes about four minutes.
 """
 
 from __future__ import annotations
@@ -90,10 +90,30 @@ def _queued(count: int) -> Callable[[Bench, Site, dict[str, float]], Iterator[Ro
     return rows
 
 
+def _store_depth() -> Iterator[Row]:
+    """Run benchmarks/store_depth.py, with the tools' Python, which has the driver of PostgreSQL."""
+    script = Path(__file__).with_name("store_depth.py")
+    argv = [f"{sys.prefix}-tests/bin/python", str(script), "--json"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600)
+    if done.returncode:
+        raise SiteError(f"the store's benchmark did not run:\n{done.stderr}")
+    found = json.loads(done.stdout)
+    for kind in ("sqlite", "postgresql"):
+        for what in ("submit", "take", "end"):
+            work = f"{what} one task in the store, 1,000,000 queued, {kind}"
+            if kind not in found:
+                yield Row(work, "ms", None, note="no PostgreSQL server is installed")
+                continue
+            empty, deep = found[kind][what]
+            yield Row(work, "ms", deep, "empty queue", empty, goal_ratio=1.1)
+
+
 def measure(console: Console, queued: int) -> list[Row]:
     """Return every row, and print each measurement's name on `console` before it begins."""
     console.print("identity mapping ...")
     rows = list(identity_mapping.rows())
+    console.print("the stores with long queues ...")
+    rows += _store_depth()
     console.print("bare Parsl ...")
     parsl = bare_parsl()
     with Site("mepbench") as site:

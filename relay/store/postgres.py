@@ -22,6 +22,7 @@ from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.types.numeric import Int8BinaryDumper, Int8Dumper
 from psycopg.types.string import StrDumper
 
 from relay.log import logger
@@ -35,7 +36,7 @@ from relay.store.wal_checkpointer import CheckpointFigures
 T = TypeVar("T")
 
 READ_S = 2.0
-"""Longest that a read may take: the event loop waits for it."""
+"""Longest that a server's read may take: the event loop waits for it."""
 WRITE_S = 30.0
 """Longest that a statement of the writer may take."""
 CONNECT_S = 3
@@ -45,6 +46,19 @@ DOUBT_S = 10.0
 """How long changes wait to hear whether their transaction was committed."""
 SERVE_LOCK = 0x6D65702D72656C61
 """The advisory lock that only one server may hold in a database ("mep-rela" in ASCII)."""
+PLANNER = (
+    # Every query about tasks has an index. Left the choice, EXISTS over an empty queue would read all ended tasks.
+    # The same goes for a table of functions or groups, of which a task needs one row.
+    "-c enable_seqscan=off -c enable_mergejoin=off -c enable_hashjoin=off "
+    # One plan for any values. Without values, PostgreSQL expects of each user endpoint the tasks of an average one.
+    # Beside a long queue it finds such a plan too dear and plans each statement anew, which takes longer than to run it.
+    "-c plan_cache_mode=force_generic_plan "
+    # For the same reason it would begin worker processes, or compile, for a query of a few rows.
+    "-c max_parallel_workers_per_gather=0 -c jit=off"
+)
+"""What a server's connections tell PostgreSQL's planner. A test looks at the plans."""
+MAX_PREPARED = 500
+"""Most statements that one connection keeps prepared. The store has fewer; the driver's default would drop some."""
 _CONTROL = ("BEGIN", "SAVEPOINT ", "RELEASE ", "ROLLBACK TO ")
 _OURS = (pg.OperationalError, pg.InternalError, pg.InterfaceError)
 """Errors of the server or of the way to it, which concern the whole group of changes."""
@@ -58,7 +72,7 @@ class _TextDumper(StrDumper):
         return super().dump(obj.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in obj else obj)
 
 
-def connect(url: str, password: str = "", *, seconds: float) -> psycopg.Connection[Row]:
+def connect(url: str, password: str = "", *, seconds: float, planner: str = "") -> psycopg.Connection[Row]:
     """Connect. No statement may take longer than `seconds`. Raises psycopg.Error."""
     extra: dict[str, Any] = {"password": password} if password else {}
     limit = int(seconds * 1000)
@@ -70,11 +84,13 @@ def connect(url: str, password: str = "", *, seconds: float) -> psycopg.Connecti
         tcp_user_timeout=limit,
         keepalives_idle=30,
         client_encoding="utf8",
-        # Every query about tasks has an index. Left the choice, EXISTS over an empty queue would read all ended tasks.
-        options=f"-c statement_timeout={limit} -c lock_timeout={limit} -c enable_seqscan=off",
+        options=f"-c statement_timeout={limit} -c lock_timeout={limit} {planner}",
         **extra,
     )
     connection.adapters.register_dumper(str, _TextDumper)
+    for dumper in (Int8Dumper, Int8BinaryDumper):  # by default the type depends on the value, and so would the plan
+        connection.adapters.register_dumper(int, dumper)
+    connection.prepared_max = MAX_PREPARED
     if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
         connection.execute("SET synchronous_commit = on")  # an answer of 2xx means: on the disk
     return connection
@@ -147,11 +163,14 @@ class Connection:
 
     def executemany(self, statement: str, parameters: Iterable[Any]) -> Any:
         """Run a statement for each of the parameters; return a cursor with the number of changed rows."""
+        each = list(parameters)
+        if len(each) == 1:  # most often: without the driver's pipeline it is quicker
+            return self.execute(statement, each[0])
         self.flush()
 
         def run(db: psycopg.Connection[Row]) -> Any:
             cursor = db.cursor()
-            cursor.executemany(postgres_sql.statement(statement), parameters)
+            cursor.executemany(postgres_sql.statement(statement), each)
             return cursor
 
         return self._run(run)
@@ -381,8 +400,9 @@ class PostgresStore(SqlReads):
 
     def __init__(self, url: str, password: Callable[[], str] = str, *, for_server: bool = False) -> None:
         """Connect, and bring the schema up to date. Raises StateTooNew, sqlite3.Error."""
-        self._write = Connection(lambda: connect(url, password(), seconds=WRITE_S))
-        self._read = Connection(lambda: connect(url, password(), seconds=READ_S))
+        planner, read_s = (PLANNER, READ_S) if for_server else ("", WRITE_S)  # an administrator may read every task
+        self._write = Connection(lambda: connect(url, password(), seconds=WRITE_S, planner=planner))
+        self._read = Connection(lambda: connect(url, password(), seconds=read_s, planner=planner))
         try:
             self._write.open()
             if for_server:
@@ -394,7 +414,7 @@ class PostgresStore(SqlReads):
             self._write.close()
             raise
         self.commits = PostgresCommits(self._write, tx, self._read, serving=for_server)
-        self._watch = _Watch({self._write: WRITE_S, self._read: READ_S})
+        self._watch = _Watch({self._write: WRITE_S, self._read: read_s})
         self._writer = Writer(self.commits)
         self._asked_to_recover = 0.0
 

@@ -400,8 +400,6 @@ class _RegistryTx(_Part):
 
 
 class _SweepTx(_Part):
-    _groups: dict[str, GroupRef]
-
     def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
         found = self._db.execute(sql.UNSEEN_UEPS, (seen_before,)).fetchmany(limit + len(keep))
         rows = [row for (row,) in found if row not in keep][:limit]
@@ -413,7 +411,6 @@ class _SweepTx(_Part):
         found = self._db.execute(sql.GROUPS_AFTER, (after, limit)).fetchall()
         rows = [row for row, in_use in found if not in_use and row not in keep]
         self._db.executemany(sql.DROP_GROUP, [(row,) for row in rows])
-        self._groups.clear()
         return int(found[-1][0]) if len(found) == limit else 0
 
     def use_functions(self, function_rows: Sequence[int], now: float) -> None:
@@ -501,14 +498,12 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         super().__init__(connection)
         self._leading = leading or partial(leading_rows, connection)
         self._next_row = self._next_seq = 0
-        self._groups: dict[str, GroupRef] = {}
         self.forget()
 
     def forget(self) -> None:
         """Drop cached database values: called after a rollback."""
         (self._next_row,) = self._db.execute(sql.NEXT_ROW).fetchone()
         (self._next_seq,) = self._db.execute(sql.NEXT_SEQ).fetchone()
-        self._groups.clear()
 
     # --- submitting -------------------------------------------------------------------------------
 
@@ -571,10 +566,11 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             self._db.executemany(sql.CHUNK_STORED, [(name,) for name in names])
 
     def _group(self, group_id: str, owner: str) -> GroupRef:
-        group = self._groups.get(group_id)
-        if group is None:
+        found = self._db.execute(sql.GROUP, (group_id,)).fetchone()
+        if found is None:
             self._db.execute(sql.ADD_GROUP, (group_id, owner))
-            group = _group(self._db.execute(sql.GROUP, (group_id,)).fetchone())
+            found = self._db.execute(sql.GROUP, (group_id,)).fetchone()
+        group = _group(found)
         if group.owner != owner:
             raise IdConflict(id=group_id)
         return group

@@ -16,11 +16,12 @@ import pytest
 
 from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity
+from mep_wire.states import TaskState
 from relay.store import postgres as module
 from relay.store import postgres_sql, statements
 from relay.store.base import Tx
 from relay.store.postgres import PostgresStore
-from relay.store.records import FunctionRecord
+from relay.store.records import FunctionRecord, FunctionRef, NewTask, TaskEnding
 from relay.store.schema import MIGRATIONS, StateTooNew
 from tests.support.postgres import Postgres, postgres
 from tests.support.waiting import until
@@ -163,7 +164,7 @@ def test_a_server_that_is_stopped_holds_up_no_read_for_long(monkeypatch: pytest.
     monkeypatch.setattr(module, "DOUBT_S", 0.2)
     monkeypatch.setattr(module, "CONNECT_S", 2)
     with postgres() as server, server.database() as url:
-        store = PostgresStore(url)
+        store = PostgresStore(url, for_server=True)
         add(store, "before")
         processes = _family(server.pid)
         for pid in processes:
@@ -333,49 +334,81 @@ PLANNED = (
     "QUEUED_TASKS", "QUEUED_ROWS", "QUEUED_ROWS_BY_AGE", "CANCELLING", "NEXT_DEADLINE", "RUNNING_ROWS", "ACTIVE_ROWS",
     "HAS_QUEUED", "HAS_ACTIVE", "COMPLETIONS", "GROUP_TASKS", "QUEUED_DOUBTFUL", "TASK", "NEXT_ROW", "NEXT_SEQ",
 )  # fmt: skip
+BOUNDED = ("QUEUED_TASKS", "COMPLETIONS")
+"""Those that `Connection.leading` asks."""
 
 
-@pytest.fixture(scope="module")
-def filled(server: Postgres) -> Iterator[str]:
-    """A database with many tasks, whose statistics the planner knows."""
+_FILL = """
+    INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at)
+        SELECT n, int8send(n), {group}, {uep}, 1, {state}, n FROM generate_series(1, 60000) n;
+    INSERT INTO inputs (row, payload, resource_spec, walltime_s) SELECT row, '', '', 0 FROM tasks;
+    INSERT INTO results (seq, row, group_row, stored_at, code, text, payload, correlation_id)
+        SELECT row, row, group_row, 0, '', '', '', '' FROM tasks WHERE state = 10;
+    INSERT INTO functions (function_id, owner, public, code, body)
+        SELECT n::text, 'a', 0, '', '' FROM generate_series(1, 500) n;
+    INSERT INTO task_groups (group_id, owner) SELECT n::text, 'a' FROM generate_series(0, 99) n;
+    ANALYZE
+"""
+FILLED: dict[str, dict[str, str]] = {
+    "empty": {},
+    "many queues": {"group": "n % 50", "uep": "n % 20", "state": "CASE WHEN n % 3 = 0 THEN 0 ELSE 10 END"},
+    "one long queue": {"group": "1", "uep": "1", "state": "0"},
+}
+
+
+def _fill(connection: psycopg.Connection[Any], **columns: str) -> None:
+    for statement in _FILL.split(";"):
+        connection.execute(statement.format(**columns).encode())
+
+
+@pytest.fixture(scope="module", params=FILLED)
+def filled(server: Postgres, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A database with no task, or with many, whose statistics the planner knows."""
     with server.database() as url:
         PostgresStore(url).close()
         with psycopg.connect(url, autocommit=True) as connection:
-            connection.execute(
-                "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at) "
-                "SELECT n, int8send(n), n % 50, n % 20, 1, CASE WHEN n % 3 = 0 THEN 0 ELSE 10 END, n "
-                "FROM generate_series(1, 60000) n"
-            )
-            connection.execute(
-                "INSERT INTO inputs (row, payload, resource_spec, walltime_s) SELECT row, '', '', 0 FROM tasks"
-            )
-            connection.execute(
-                "INSERT INTO results (seq, row, group_row, stored_at, code, text, payload, correlation_id) "
-                "SELECT row, row, group_row, 0, '', '', '', '' FROM tasks WHERE state = 10"
-            )
-            connection.execute(
-                "INSERT INTO functions (function_id, owner, public, code, body) SELECT n::text, 'a', 0, '', '' "
-                "FROM generate_series(1, 500) n"
-            )
-            connection.execute(
-                "INSERT INTO task_groups (group_id, owner) SELECT n::text, 'a' FROM generate_series(0, 99) n"
-            )
-            connection.execute("ANALYZE")
+            if FILLED[request.param]:
+                _fill(connection, **FILLED[request.param])
         yield url
 
 
 @pytest.mark.parametrize("name", PLANNED)
 def test_a_query_reads_no_table_of_tasks_as_a_whole(filled: str, name: str) -> None:
-    statement = postgres_sql.statement(getattr(statements, name))
+    text = getattr(statements, name)
+    statement = postgres_sql.bounded(text) if name in BOUNDED else postgres_sql.statement(text)
     count = statement.count("%s")
     for number in range(1, count + 1):
         statement = statement.replace("%s", f"${number}", 1)
     values = ", ".join("'\\x01'" if name == "TASK" else "1" for _ in range(count))
-    with module.connect(filled, seconds=60) as connection:
-        connection.execute("SET plan_cache_mode = force_generic_plan")
-        connection.execute(f"PREPARE asked AS {statement}")
-        found = connection.execute(f"EXPLAIN EXECUTE asked{f'({values})' if count else ''}").fetchall()
+    with module.connect(filled, seconds=60, planner=module.PLANNER) as connection:
+        connection.execute(f"PREPARE asked AS {statement}".encode())
+        found = connection.execute(f"EXPLAIN EXECUTE asked{f'({values})' if count else ''}".encode()).fetchall()
     steps = [row[0] for row in found]
-    assert not [
-        step for step in steps if any(f"Seq Scan on {table}" in step for table in ("tasks", "inputs", "results"))
-    ], steps
+    whole = [f"Seq Scan on {table}" for table in ("tasks", "inputs", "results")]
+    costly = [step for step in steps if any(bad in step for bad in (*whole, "Gather", "JIT", "Sort", "Hash", "Merge"))]
+    assert not costly, steps
+
+
+def test_nothing_is_planned_again_for_each_task_beside_a_long_queue(server: Postgres) -> None:
+    with server.database() as url:
+        store = PostgresStore(url)
+        with psycopg.connect(url, autocommit=True) as connection:
+            _fill(connection, **FILLED["one long queue"])
+        store.close()
+        store = PostgresStore(url, for_server=True)
+        function = FunctionRef(row=1, function_id="f", owner="a", public=False)
+        for number in range(20):
+            task = NewTask(task_id=bytes([number]) * 16, function=function, payload=b"x")
+            (row,) = store.submit(lambda tx, t=task: tx.add_tasks("a", "g", 2, [t], 0, 1.0)).result(60).rows  # type: ignore[misc]
+            (taken,) = store.submit(lambda tx: tx.take_queued(2, 1, 1 << 20)).result(60)
+            assert taken.row == row
+            ending = TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"r")
+            store.submit(lambda tx, e=ending: tx.record_endings(2, [e])).result(60)  # type: ignore[misc]
+        asked = "SELECT statement FROM pg_prepared_statements WHERE custom_plans > 0 AND parameter_types <> '{}'"
+        planned = store.submit(lambda tx: tx._db.execute(asked).fetchall()).result(60)  # type: ignore[attr-defined]
+        assert not planned
+        # Its type does not depend on the value: a statement is prepared once.
+        asked = "SELECT statement, count(*) FROM pg_prepared_statements GROUP BY 1 HAVING count(*) > 1"
+        twice = store.submit(lambda tx: tx._db.execute(asked).fetchall()).result(60)  # type: ignore[attr-defined]
+        assert not twice
+        store.close()

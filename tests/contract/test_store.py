@@ -51,7 +51,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
             made: Store = SqliteStore(tmp_path / "relay.db")
         else:
             server: Postgres = request.getfixturevalue("server")
-            made = PostgresStore(stack.enter_context(server.database()))
+            made = PostgresStore(stack.enter_context(server.database()), for_server=True)
         yield made
         made.close()
 
