@@ -51,7 +51,7 @@ PLANNER = (
     # The same goes for a table of functions or groups, of which a task needs one row.
     "-c enable_seqscan=off -c enable_mergejoin=off -c enable_hashjoin=off "
     # One plan for any values. Without values, PostgreSQL expects of each user endpoint the tasks of an average one.
-    # Beside a long queue it finds such a plan too dear and plans each statement anew, which takes longer than to run it.
+    # Beside a long queue it finds such a plan too dear, and plans each statement anew, which takes longer than running.
     "-c plan_cache_mode=force_generic_plan "
     # For the same reason it would begin worker processes, or compile, for a query of a few rows.
     "-c max_parallel_workers_per_gather=0 -c jit=off"
