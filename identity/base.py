@@ -36,6 +36,9 @@ class LookupOptions:
     """A background re-check of a running user endpoint."""
     person: str = ""
     """Tells people apart, where they are counted."""
+    end_user: str = ""
+    """The person of a gateway that its community account acts for, as the gateway says. Empty for all mappers with a
+    document that does not ask for it."""
 
 
 class IdentityMapper(Protocol):

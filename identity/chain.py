@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from identity import usernames
@@ -45,6 +46,9 @@ class ChainEntry:
     """`ambiguous: first`: of several users for one person, the one of the first identity is taken."""
     pass_on_error: bool = False
     """`on_error: next`: a mapper that fails counts as one that does not answer."""
+    end_user_accounts: tuple[str, ...] = ()
+    """`end_user_accounts`: patterns of the accounts that may follow from an end user. Without any, the mapper does not
+    learn of the end user."""
 
 
 @dataclass(slots=True)
@@ -85,18 +89,20 @@ class Chain:
         self.descriptions = tuple(f"document {i}: {link.mapper.description}" for i, link in enumerate(self._links))
 
     def map(
-        self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False, certain: bool = False
-    ) -> LocalUser:
+        self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = False, certain: bool = False,
+        end_user: str = "",
+    ) -> LocalUser:  # fmt: skip
         """Return the one local user that `identities` (one person's) mean; its name is checked.
 
         `bypass_cache` queries directories again. So does `certain`, for re-checks, and then a mapper that fails
         stops the chain whatever its `on_error` says: the answer then holds for a chain in which everything works.
+        `end_user` is the person that a gateway names; documents that do not ask for it map as without it.
         Raises NoMapping (NameRefused where a rule applies but its result cannot be a user name), AmbiguousMapping,
         MapperUnavailable (SourceBusy among them); nothing else, whatever the identities hold.
         """
         counted, _ = considered(identities, self._domains)
         person = " ".join(sorted(identity["id"] for identity in counted))
-        how = LookupOptions(bypass_cache=bypass_cache or certain, background=certain, person=person)
+        how = LookupOptions(bypass_cache or certain, background=certain, person=person, end_user=end_user)
         for index, link in enumerate(self._links):
             strict = replace(link, pass_on_error=False) if certain else link
             user = self._ask(index, strict, counted, None, how)
@@ -105,8 +111,9 @@ class Chain:
         raise NoMapping(f"{len(self._links)} mappers, {len(counted)} identities that count: none maps")
 
     def explain(
-        self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = True, every: bool = False
-    ) -> Explanation:
+        self, identities: Sequence[Mapping[str, str]], *, bypass_cache: bool = True, every: bool = False,
+        end_user: str = "",
+    ) -> Explanation:  # fmt: skip
         """Return the answer that `map` would give, and each mapper's part in it. Raises nothing.
 
         `every` asks the mappers after the one that decides too; they change nothing about the result.
@@ -117,7 +124,8 @@ class Chain:
             user: LocalUser | None = None
             error: MappingError | None = None
             try:
-                user = self._ask(index, link, counted, explanation.steps[index], LookupOptions(bypass_cache))
+                how = LookupOptions(bypass_cache, end_user=end_user)
+                user = self._ask(index, link, counted, explanation.steps[index], how)
             except MappingError as caught:
                 error = caught
             if explanation.user is None and explanation.error is None:
@@ -140,10 +148,13 @@ class Chain:
         note: Callable[[str, str], None] = _noter(step)
         description = self.descriptions[index]
         try:
+            how = replace(how, end_user=_end_user(link, how.end_user))
             answers = link.mapper.answers(identities, trace, how) if identities else ()
             if step:
                 step.answers.extend(answers)
             user = _decide(answers, link.first_of_several, description)
+            if user is not None and how.end_user:
+                _check_end_user(link, user, how.end_user)
         except SourceUnavailable as error:
             passed_over = link.pass_on_error and not isinstance(error, SourceBusy)
             note("failed", f"{error}; {'passed over' if passed_over else 'the chain stops'}")
@@ -158,6 +169,22 @@ class Chain:
             raise NameRefused(f"{description}: {error}") from error
         note("answered" if user else "nothing", user.name if user else "no rule applies")
         return user
+
+
+def _end_user(link: ChainEntry, end_user: str) -> str:
+    """Return what this mapper is to know of the end user. Raises NameRefused for a name that can't be one."""
+    if not end_user or not link.end_user_accounts:
+        return ""
+    if not _usable(end_user) or not end_user.isprintable():
+        raise NameRefused("the name of the gateway's end user is too long or not printable")
+    return end_user
+
+
+def _check_end_user(link: ChainEntry, user: LocalUser, end_user: str) -> None:
+    """A gateway names its person freely: that may choose among these accounts and no others. Raises NameRefused."""
+    if not any(fnmatchcase(user.name, pattern) for pattern in link.end_user_accounts):
+        allowed = ", ".join(link.end_user_accounts)
+        raise NameRefused(f"{user.name!r} for the end user {end_user!r} is none of end_user_accounts: {allowed}")
 
 
 def _noter(step: ChainStep | None) -> Callable[[str, str], None]:

@@ -26,6 +26,8 @@ from identity.expression import mapper as expression
 from identity.tracked_files import FileRefused, Files
 
 _LDAP_TYPE = "ldap_identity_mapping#1.0.0"
+_ACCOUNTS = "end_user_accounts"
+_KNOW_END_USERS = (expression.DATA_TYPE, callout.DATA_TYPE)
 MAX_NODES = 1_000_000
 """Values that a YAML file may come to, its aliases written out."""
 _Maker = Callable[[MappingDocument], IdentityMapper]
@@ -117,9 +119,13 @@ def _link(value: Any, makers: dict[str, _Maker], doubts: list[str]) -> ChainEntr
         raise MappingDocumentInvalid(f"DATA_TYPE: {data_type!r} is unknown; known are {', '.join(makers)}")
     first = document.take_choice("ambiguous", ("refuse", "first"), "refuse") == "first"
     pass_on = document.take_choice("on_error", ("stop", "next"), "stop") == "next"
+    accounts = document.take_texts(_ACCOUNTS) if data_type in _KNOW_END_USERS and document.has(_ACCOUNTS) else []
     mapper = maker(document)
     document.end()
-    return ChainEntry(mapper, first, pass_on)
+    if isinstance(mapper, expression.ExpressionMapper) and mapper.asks_end_user != bool(accounts):
+        missing = "missing, and a rule has end_user" if mapper.asks_end_user else "no rule has end_user"
+        raise document.refuse(_ACCOUNTS, missing)
+    return ChainEntry(mapper, first, pass_on, tuple(accounts))
 
 
 def _makers(

@@ -66,6 +66,8 @@ class ManagerHello(_Msg, frozen=True):
     """Its clock now, in seconds since the epoch, so that the relay can compare; 0 from a version before."""
     takes_inputs: bool = False
     """Whether its user endpoints take TaskItem.inputs, which those of the version before would not see."""
+    end_users: bool = False
+    """Whether its mapper knows StartRequest.end_user; false from a version before."""
 
 
 class ManagerWelcome(_Msg, frozen=True):

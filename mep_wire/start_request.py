@@ -20,6 +20,8 @@ SIGNATURE_CONTEXT = b"mep start request v1\x00"
 SEAL_CONTEXT = b"mep join token v1\x00"
 """HPKE `info`: prefix, followed by the user endpoint id in ASCII. Suite: DHKEM(X25519, HKDF-SHA256),
 HKDF-SHA256, ChaCha20Poly1305; the sealed text is enc || ciphertext as `cryptography` writes it."""
+END_USER = "end_user"
+"""The key of `user_runtime` by which templates see a gateway's person."""
 EPOCH_BYTES = 16
 NONCE_BYTES = 16
 JOIN_TOKEN_BYTES = 32
@@ -52,6 +54,9 @@ class StartRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     recheck: bool = False
     """Starts nothing: it gives the current identities of a running user endpoint's owner. Configuration, runtime and
     join token are empty. So is the identity set if the relay no longer knows the owner."""
+    end_user: str = ""
+    """The person of a science gateway that its community account acts for, as the gateway names them. Only mappings
+    that ask for it see it. Sent to endpoints that know it (ManagerHello.end_users)."""
     incarnation: bytes = b""
     """Of a re-check: which process it is about, as the manager has asked. Empty where an older manager does not say."""
 

@@ -4,7 +4,8 @@ It runs as the account of the process that asks, which is the mapper's and must 
 `identity_mapping_input#1.0.0` on its standard input, the arguments `-c CONNECTOR -s GATEWAY -a` after its own, and
 answers `identity_mapping_output#1.0.0` on its standard output: an object with `DATA_TYPE` and `result`, as Globus
 Connect Server's guide has it. An empty `result` list means that no identity maps. Any fault is a failed mapper,
-never a match and never "no mapping". Faults are a status other than 0, the time limit, too much output, no output
+never a match and never "no mapping". Where the document has `end_user_accounts`, a gateway's request has `end_user`,
+the name that the gateway gives its person. Faults are a status other than 0, the time limit, too much output, no output
 (a script that ended early gives no answer), malformed output, and an id that was not in the request.
 """
 
@@ -66,7 +67,10 @@ class CalloutMapper:
         """Nothing to let go of."""
 
     def _run(self, identities: Sequence[Identity], how: LookupOptions) -> process.Output:
-        data = json.dumps({"DATA_TYPE": INPUT_TYPE, "identities": [dict(identity) for identity in identities]})
+        value: dict[str, Any] = {"DATA_TYPE": INPUT_TYPE, "identities": [dict(identity) for identity in identities]}
+        if how.end_user:
+            value["end_user"] = how.end_user
+        data = json.dumps(value)
         try:
             program = self._trust.open_program(self._argv[0])  # it may have changed since the load
         except UntrustedPath as error:

@@ -34,6 +34,8 @@ class Rule:
     source: Template
     pattern: Pattern
     output: Template
+    end_user: Pattern | None = None
+    """What the gateway's end user must match too. The identity itself has to match in any case."""
 
     def answer(self, identity: Identity, groups: tuple[str, ...]) -> MappingAnswer:
         """Return the rule's output for `identity`, which it matches. Raises NameRefused."""
@@ -52,13 +54,17 @@ class ExpressionMapper:
         for where, rule in enumerate(rules):
             self._sources.setdefault(rule.source.text, (rule.source, RuleIndex()))[1].add(where, rule.pattern)
         self.description = f"expression mapping of {len(rules)} rules"
+        self.asks_end_user = any(rule.end_user is not None for rule in rules)
+        """Whether any rule depends on a gateway's end user."""
 
     def answers(
         self, identities: Sequence[Identity], trace: Trace | None, how: LookupOptions
     ) -> Sequence[MappingAnswer]:
         """Return the output of the first matching rule for each identity that it matches."""
         for rule in self._rules if trace else self._candidates(identities):
-            found = [answer for identity in identities if (answer := _apply(rule, identity, trace)) is not None]
+            found = [
+                answer for identity in identities if (answer := _apply(rule, identity, trace, how.end_user)) is not None
+            ]
             if found:
                 return found
         return ()
@@ -76,7 +82,7 @@ class ExpressionMapper:
         return [self._rules[where] for where in sorted(numbers)]
 
 
-def _apply(rule: Rule, identity: Identity, trace: Trace | None) -> MappingAnswer | None:
+def _apply(rule: Rule, identity: Identity, trace: Trace | None, end_user: str) -> MappingAnswer | None:
     try:
         source = rule.source.fill(identity)
     except Missing as error:
@@ -87,7 +93,13 @@ def _apply(rule: Rule, identity: Identity, trace: Trace | None) -> MappingAnswer
     if trace:
         verb = "does not match" if groups is None else "matches"
         trace(f"{rule.where}: {label(identity)}: {source!r} {verb} {rule.pattern.text!r}")
-    return None if groups is None else rule.answer(identity, groups)
+    if groups is None or rule.end_user is None:
+        return None if groups is None else rule.answer(identity, groups)
+    more = rule.end_user.match(end_user) if end_user else None
+    if trace:
+        verb = "does not match" if more is None else "matches"
+        trace(f"{rule.where}: end user {end_user!r} {verb} {rule.end_user.text!r}")
+    return None if more is None else rule.answer(identity, groups + more)
 
 
 def from_document(document: MappingDocument) -> ExpressionMapper:
@@ -104,15 +116,26 @@ def from_document(document: MappingDocument) -> ExpressionMapper:
 def _rule(entry: MappingDocument, where: str) -> Rule:
     literal, ignore_case = entry.take_flag("literal", False), entry.take_flag("ignore_case", False)
     source, match, output = (entry.take_text(key) for key in ("source", "match", "output"))
+    end_user = _end_user(entry, ignore_case)
     entry.end()
     try:
         pattern = compile_literal(match, ignore_case) if literal else compile_pattern(match, ignore_case)
     except PatternInvalid as error:
         raise entry.refuse("match", error) from None
     entry.doubt("match", doubt_of(match, literal=literal))
-    return Rule(
-        where, _template(entry, "source", source, 0), pattern, _template(entry, "output", output, pattern.groups)
-    )
+    groups = pattern.groups + (end_user.groups if end_user else 0)
+    return Rule(where, _template(entry, "source", source, 0), pattern, _template(entry, "output", output, groups),
+                end_user)  # fmt: skip
+
+
+def _end_user(entry: MappingDocument, ignore_case: bool) -> Pattern | None:
+    if not entry.has("end_user"):
+        return None
+    text = entry.take_text("end_user")
+    try:
+        return compile_pattern(text, ignore_case)
+    except PatternInvalid as error:
+        raise entry.refuse("end_user", error) from None
 
 
 def doubt_of(match: str, *, literal: bool) -> str:

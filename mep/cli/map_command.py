@@ -39,6 +39,8 @@ _FILE = click.Path(exists=True, dir_okay=False)
               help="An identity of the person; repeat it for linked ones.")  # fmt: skip
 @click.option("-i", "--identity-set", "--identities", "set_file", type=_INPUT,
               help="JSON file with the person's linked identities (`-`: standard input).")  # fmt: skip
+@click.option("--end-user", default="", metavar="NAME",
+              help="The person that a science gateway with this identity names.")  # fmt: skip
 @click.option("-c", "--file", "--config", "mapping_file", type=_FILE, help="A mapping file, without an endpoint.")
 @click.option("--check", "check_file", type=_FILE, help="Only check this mapping file.")
 @click.option("-a/-f", "--all/--first", "every", default=False,
@@ -51,6 +53,7 @@ def map_command(
     name: str | None,
     typed: tuple[str, ...],
     set_file: str | None,
+    end_user: str,
     mapping_file: str | None,
     check_file: str | None,
     every: bool,
@@ -76,7 +79,7 @@ def map_command(
     identities = _identities(typed, set_file)
     site = map_identities.endpoint_site(name) if name is not None else map_identities.Site(Path(str(mapping_file)))
     checker = MapChecker(site.rules(), site.pam_service)
-    verdict = map_identities.verdict_on(_chain(site), identities, checker, every=every)
+    verdict = map_identities.verdict_on(_chain(site), identities, checker, every=every, end_user=end_user)
     emit(verdict.as_json(site), _text(verdict, site, verbose=verbose), as_json=as_json)
     if verdict.problem:
         ctx.exit(Exit.FAILED)

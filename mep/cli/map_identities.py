@@ -189,10 +189,11 @@ def _trusted(site: Site) -> Rules:
 
 
 def verdict_on(
-    chain: Chain, identities: Sequence[Mapping[str, str]], checker: MapChecker, *, every: bool = False
-) -> MappingVerdict:
+    chain: Chain, identities: Sequence[Mapping[str, str]], checker: MapChecker, *, every: bool = False,
+    end_user: str = "",
+) -> MappingVerdict:  # fmt: skip
     """Map `identities`, look the account up, and ask whether it may be used. `every`: include all mappers."""
-    explanation = chain.explain(identities, every=every)
+    explanation = chain.explain(identities, every=every, end_user=end_user)
     if explanation.user is None:
         return MappingVerdict(
             explanation, None, Ruling(f"{type(explanation.error).__name__}: {explanation.error}", "MAP")

@@ -263,6 +263,7 @@ class Manager:
             audit_tasks=self._section.audit_tasks,
             clock=time.time(),
             takes_inputs=True,
+            end_users=True,
         )
 
     def _flush_outbox(self, now: float) -> None:

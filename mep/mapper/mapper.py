@@ -61,6 +61,7 @@ MAX_SLOW, it must leave some of the monitor's concurrent requests to people with
 REFRESH_MS = 1000
 """How often the mapping file is checked while there are no requests."""
 _TOO_MANY = f"{MAX_RECHECK_THREADS + MAX_RECHECKS_WAITING} re-checks are under way; this one will be made later"
+_MAX_END_USER = 256
 _MAX_DETAIL, _MAX_IDENTITIES_TEXT, _MAX_ID = 4096, 4096, 64
 
 
@@ -176,7 +177,9 @@ class MapperProcess:
     def _answer_recheck(self, ref: int, request: StartRequest) -> None:
         """Report the account that a user endpoint's owner maps to now. Runs in a thread: directories may block."""
         try:
-            user = self._mapping.map(request.identity_set, request.correlation_id, certain=True)
+            user = self._mapping.map(
+                request.identity_set, request.correlation_id, certain=True, end_user=request.end_user
+            )
         except MepError as error:
             self._say_not_mapped(ref, request, error)
             return
@@ -184,7 +187,7 @@ class MapperProcess:
         self._send(StillMapped(ref, request.uep_id, user.name, correlation_id, request.incarnation))
 
     def _say_not_mapped(self, ref: int, request: StartRequest, error: MepError) -> None:
-        who = _audit_text(request.identity_set)
+        who = _audit_text(request)
         self._log.warning("re-check", code=error.code, detail=error.detail, uep=request.uep_id, identities=who)
         public, detail = clip(error.text, MAX_PUBLIC_TEXT), clip(error.detail, _MAX_DETAIL)
         correlation_id = clip(request.correlation_id, _MAX_ID)
@@ -195,7 +198,7 @@ class MapperProcess:
 
     def _map(self, data: bytes, request: StartRequest) -> tuple[VerifiedStart, MappedUser]:
         token = self._join_token(request)
-        user: MappedUser = self._mapping.map(request.identity_set, request.correlation_id)
+        user: MappedUser = self._mapping.map(request.identity_set, request.correlation_id, end_user=request.end_user)
         verified = VerifiedStart(
             request=data,
             join_token=token,
@@ -223,7 +226,7 @@ class MapperProcess:
             ref=ref,
             uep_id=request.uep_id,
             local_user=verified.local_user,
-            identities=_audit_text(request.identity_set, verified.mapped_identity["globus"]),
+            identities=_audit_text(request, verified.mapped_identity["globus"]),
             correlation_id=clip(request.correlation_id, _MAX_ID),
             person=_person(request.identity_set),
             literal=int(literal),
@@ -244,7 +247,7 @@ class MapperProcess:
 
     def _refuse(self, ref: int, request: StartRequest | None, error: MepError) -> None:
         """Refuse a request, which may be unreadable or not genuine."""
-        uep_id, identities = (request.uep_id, _audit_text(request.identity_set)) if request else ("", "")
+        uep_id, identities = (request.uep_id, _audit_text(request)) if request else ("", "")
         self._log.warning(
             "start request refused",
             code=error.code,
@@ -288,15 +291,23 @@ def _person(who: IdentitySet) -> bytes:
     return hashlib.sha256(b"mep person v1\0" + who.account_id.encode("utf-8", "surrogatepass")).digest()
 
 
-def _audit_text(who: IdentitySet, decided: dict[str, Any] | None = None) -> str:
+def _audit_text(request: StartRequest, decided: dict[str, Any] | None = None) -> str:
     """Return JSON for the audit log: the identity that decided, if any, and as many of the linked ones as fit.
 
-    The first of the linked ones is the identity that the person logged in with.
+    The first of the linked ones is the identity that the person logged in with. A gateway's end user is named too.
     """
+    who = request.identity_set
+    more = {"end_user": request.end_user[:_MAX_END_USER]} if request.end_user else {}
     decided = decided or {"id": "", "username": ""}
     names = [f"{one.username} ({one.id}, {one.status})" for one in who.identities]
     while True:
-        value = {"account": who.account_id, "id": decided["id"], "username": decided["username"], "linked": names}
+        value = {
+            "account": who.account_id,
+            "id": decided["id"],
+            "username": decided["username"],
+            **more,
+            "linked": names,
+        }
         text = json.dumps(value)
         if len(text) <= _MAX_IDENTITIES_TEXT or not names:
             return clip(text, _MAX_IDENTITIES_TEXT)

@@ -52,11 +52,11 @@ class MappedUser:
 class Mapping(Protocol):
     """Maps identity sets to local users."""
 
-    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
+    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False, end_user: str = "") -> MappedUser:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable.
 
         `certain`: bypass all caches, and raise MapperUnavailable for any mapper that fails on the way, whatever its
-        `on_error` is. An outage must not end a running user endpoint.
+        `on_error` is. An outage must not end a running user endpoint. `end_user`: the person that a gateway names.
         """
 
     def refresh(self) -> None:
@@ -95,7 +95,7 @@ class OwnerMapping:
         """Return nothing: it reads no file."""
         return []
 
-    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
+    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False, end_user: str = "") -> MappedUser:
         """Return the own user for the owner. Raises IdentityNotMapped for all others."""
         for fields in usable(who):
             if fields["id"] in self._owner:
@@ -163,11 +163,12 @@ class FileMapping:
     def _tell(self) -> None:
         self._report(self._reloader.status.loaded, self._reloader.status.problem)
 
-    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False) -> MappedUser:
+    def map(self, who: IdentitySet, correlation_id: str, *, certain: bool = False, end_user: str = "") -> MappedUser:
         """Return the one local user. Raises IdentityNotMapped, IdentityAmbiguous or MapperUnavailable."""
         self.refresh()
         try:
-            user = self._reloader.chain.map([present_fields(one) for one in who.identities], certain=certain)
+            identities = [present_fields(one) for one in who.identities]
+            user = self._reloader.chain.map(identities, certain=certain, end_user=end_user)
         except identity.errors.NoMapping as error:
             raise IdentityNotMapped(detail=str(error), correlation_id=correlation_id) from None
         except identity.errors.AmbiguousMapping as error:

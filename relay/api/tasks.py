@@ -43,6 +43,7 @@ from mep_wire.limits import (
     MAX_USER_CONFIG_BYTES,
     MIN_PRIORITY,
 )
+from mep_wire.start_request import END_USER
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.user_values import unusable_texts
 from relay.api import data, endpoints, functions
@@ -56,7 +57,6 @@ MAX_WALLTIME_S = 366 * 86400.0
 MAX_DEADLINE_S = 10 * 366 * 86400.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 """Results in one answer; a larger one comes alone."""
-END_USER = "end_user"
 READ_PAGE = 256
 """Tasks looked up before other requests have their turn."""
 GROUP_PAGE = 10_000

@@ -42,6 +42,8 @@ class ManagerLink(LinkSession):
     endpoint_id: str
     peer: Peer
     epoch: bytes
+    end_users: bool = False
+    """Whether the endpoint's mapper takes a gateway's end user."""
     skew_s: float = 0.0
     """How far its clock is ahead of the relay's; negative: behind."""
     running: dict[str, bytes] = field(default_factory=dict)

@@ -54,7 +54,8 @@ class ManagerHandlers:
             live.stories.note(message.endpoint_id, "INFO", "the endpoint's manager is here")
             live.away_since.pop(message.endpoint_id, None)
             self._compare_clocks(link, message.clock)
-        link.epoch, peer.session, link.takes_inputs = message.epoch, link, message.takes_inputs
+        link.epoch, peer.session = message.epoch, link
+        link.takes_inputs, link.end_users = message.takes_inputs, message.end_users
         welcome = messages.ManagerWelcome(relay_time=time.time(), heartbeat_s=HEARTBEAT_S, explains=True)
         live.link_.send(peer, codec.encode(welcome))
         self._starts.want_all(message.endpoint_id, at_once=True)

@@ -132,7 +132,10 @@ class StartRequester:
             peer_log.error("start: its endpoint or its account is gone", uep=record.uep_id)
             return None
         try:
-            return make_start(self._key, record, identities, endpoint.unseal_key, link.epoch, time.time())
+            return make_start(
+                self._key, record, identities, endpoint.unseal_key, link.epoch, time.time(),
+                end_users=link.end_users,
+            )  # fmt: skip
         except (ValueError, OverflowError) as error:
             peer_log.error("start cannot be requested", uep=record.uep_id, reason=error)
             return None
@@ -149,7 +152,9 @@ class StartRequester:
             identities = self._live.store.identity_set(record.account_id, record.identity_id)
             identities = identities or IdentitySet(record.account_id, ())
             try:
-                message = make_recheck(self._key, record, identities, link.epoch, time.time(), incarnation)
+                message = make_recheck(
+                    self._key, record, identities, link.epoch, time.time(), incarnation, end_users=link.end_users
+                )
             except (ValueError, OverflowError) as error:
                 peer_log.error("re-check cannot be requested", uep=uep_id, reason=error)
                 continue

@@ -21,6 +21,7 @@ from mep_wire.identity import IdentitySet
 from mep_wire.limits import JOIN_LIFETIME_S, MAX_START_REQUEST_BYTES, START_REQUEST_LIFETIME_S
 from mep_wire.messages import SignedStart
 from mep_wire.start_request import (
+    END_USER,
     JOIN_TOKEN_BYTES,
     MAX_SIGNATURES,
     NONCE_BYTES,
@@ -78,13 +79,20 @@ def join_hash(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
 
 
+def _end_user(uep: UepRecord) -> str:
+    """Return the gateway's person that this user endpoint serves. The API alone writes this key, where the endpoint's
+    administrators want it (`pass_end_users`); it refuses the key in what a person sends."""
+    return str(uep.runtime.get(END_USER, ""))
+
+
 def make_start(
-    key: Signer, uep: UepRecord, identities: IdentitySet, unseal_key: bytes, epoch: bytes, now: float
-) -> MadeStart:
+    key: Signer, uep: UepRecord, identities: IdentitySet, unseal_key: bytes, epoch: bytes, now: float, *,
+    end_users: bool = False,
+) -> MadeStart:  # fmt: skip
     """Return a start request for `uep`, signed for `epoch`. Raises ValueError for a bad key or a request too large.
 
     It names the account that the user endpoint's id was made of, by which the endpoint checks that id: `identities`
-    may be those of another, which that account was merged into.
+    may be those of another, which that account was merged into. `end_users`: the endpoint knows the field.
     """
     token = os.urandom(JOIN_TOKEN_BYTES)
     sealed = _SUITE.encrypt(token, X25519PublicKey.from_public_bytes(unseal_key), SEAL_CONTEXT + uep.uep_id.encode())
@@ -100,6 +108,7 @@ def make_start(
         epoch=epoch,
         sealed_join_token=sealed,
         correlation_id=str(uuid.uuid4()),
+        end_user=_end_user(uep) if end_users else "",
     )
     incarnation = incarnation_of(token)
     signed = _signed(key, request, incarnation)
@@ -107,8 +116,9 @@ def make_start(
 
 
 def make_recheck(
-    key: Signer, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float, incarnation: bytes = b""
-) -> SignedStart:
+    key: Signer, uep: UepRecord, identities: IdentitySet, epoch: bytes, now: float, incarnation: bytes = b"", *,
+    end_users: bool = False,
+) -> SignedStart:  # fmt: skip
     """Return who the person of `uep` is now, signed for `epoch`, as a re-check of the process of `incarnation`.
 
     Raises ValueError where that is too large.
@@ -126,6 +136,7 @@ def make_recheck(
         sealed_join_token=b"",
         correlation_id=str(uuid.uuid4()),
         recheck=True,
+        end_user=_end_user(uep) if end_users else "",
         incarnation=incarnation,
     )
     return _signed(key, request, incarnation)

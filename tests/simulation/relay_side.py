@@ -158,7 +158,9 @@ _NO_SIGNER = _NoSigner()
 def patches(world: World, host: RelayHost) -> list[Any]:
     """Return what stands in for the relay's cryptography, and watches its records."""
 
-    def make_start(key: Any, uep: Any, identities: Any, unseal_key: bytes, epoch: bytes, now: float) -> MadeStart:
+    def make_start(
+        key: Any, uep: Any, identities: Any, unseal_key: bytes, epoch: bytes, now: float, *, end_users: bool = False
+    ) -> MadeStart:
         token = world.token()
         incarnation = incarnation_of(token)
         message = messages.SignedStart(uep_id=uep.uep_id, request=epoch + token, signature=b"", incarnation=incarnation)

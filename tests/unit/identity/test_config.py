@@ -180,7 +180,7 @@ print(sorted({{"ldap3", "yaml", "pyasn1", "ssl", "msgspec"}} & set(sys.modules))
 def test_the_documents_in_the_docs_load(tmp_path: pathlib.Path) -> None:
     page = (pathlib.Path(__file__).parents[3] / "docs" / "identity-mapping.md").read_text()
     blocks = [json.loads(block) for block in re.findall(r"^```json\n(\[.*?)^```", page, re.DOTALL | re.MULTILINE)]
-    assert len(blocks) == 3, blocks
+    assert len(blocks) == 4, blocks
     password = tmp_path / "password"
     password.touch(mode=0o600)
     password.write_text("secret\n")

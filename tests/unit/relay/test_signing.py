@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import msgspec
 import pytest
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -14,7 +15,7 @@ from mep.boundary.resolved_config import Caps
 from mep_wire.identity import Identity, IdentitySet
 from mep_wire.limits import START_REQUEST_LIFETIME_S
 from mep_wire.start_request import SEAL_CONTEXT, SIGNATURE_CONTEXT, decode_start
-from relay.dispatch.start_signing import join_hash, make_start
+from relay.dispatch.start_signing import join_hash, make_recheck, make_start
 from relay.store.records import UepRecord
 from user_endpoint.lifecycle.setup_commands import SETUP_SHARE
 
@@ -63,6 +64,17 @@ def test_no_two_are_alike() -> None:
     )
     assert one.nonce != other.nonce
     assert one.sealed_join_token != other.sealed_join_token
+
+
+def test_a_gateways_end_user_is_signed_for_endpoints_that_know_of_them() -> None:
+    uep = msgspec.structs.replace(UEP, runtime={"end_user": "ada@example.edu"})
+    unseal = UNSEAL.public_key().public_bytes_raw()
+    for known, expected in ((True, "ada@example.edu"), (False, "")):
+        start = decode_start(make_start(KEY, uep, PEOPLE, unseal, EPOCH, 1.0, end_users=known).message.request)
+        recheck = decode_start(make_recheck(KEY, uep, PEOPLE, EPOCH, 1.0, end_users=known).request)
+        assert (start.end_user, recheck.end_user) == (expected, expected)
+    nobody = make_start(KEY, UEP, PEOPLE, unseal, EPOCH, 1.0, end_users=True).message.request
+    assert b"end_user" not in nobody  # an older mapper refuses fields that it does not know
 
 
 def test_what_cannot_be_made_is_a_value_error() -> None:
