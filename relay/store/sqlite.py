@@ -713,13 +713,19 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         for statement in sql.SWEEP:
             self._db.executemany(statement, [(row,) for _, row, *_ in old])
         self._db.executemany(sql.SWEEP_RESULT, [(seq,) for seq, *_ in old])
-        self._db.executemany(sql.ADD_BYTES, [(-size, group) for *_, group, size in old])
+        self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, _, group, size, *_ in old])
+        self._leave_chunks({name for *_, result, arguments in old for name in (result, arguments)})
         return len(old)
+
+    def _leave_chunks(self, names: set[str]) -> None:
+        """A backup has copied the database and now copies the chunks: those that it refers to must be there still."""
+        self._db.executemany(sql.LEAVE_CHUNK, [(time.time(), name) for name in sorted(names - {""})])
 
     def drop_inputs(self, after: int, limit: int) -> int:
         ended = self._db.execute(sql.ENDED_INPUTS, (after, limit)).fetchall()
         self._db.executemany(sql.DROP_INPUT, [(row,) for _, row, *_ in ended])
-        self._db.executemany(sql.ADD_BYTES, [(-size, group) for *_, group, size in ended if size])
+        self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, group, size, _ in ended if size])
+        self._leave_chunks({name for *_, name in ended})
         return int(ended[-1][0]) if ended else after
 
 

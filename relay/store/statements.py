@@ -254,7 +254,8 @@ DEPENDENT_ROWS = (
 # Results are stored in the order of their ends. The newest task and the newest result stay, so that their
 # numbers are never given again.
 OLDEST_RESULTS = (
-    "SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0) "
+    "SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0), "
+    "r.chunk, coalesce(i.chunk, '') "
     "FROM results r LEFT JOIN inputs i ON i.row = r.row "
     "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) "
     "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks w ON w.row = d.row "
@@ -269,7 +270,7 @@ SWEEP = (
 SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
 ADD_BYTES = "UPDATE task_groups SET bytes = bytes + ? WHERE group_row = ?"
 ENDED_INPUTS = (
-    "SELECT r.seq, r.row, r.group_row, coalesce(length(i.payload), 0) "
+    "SELECT r.seq, r.row, r.group_row, coalesce(length(i.payload), 0), coalesce(i.chunk, '') "
     "FROM results r LEFT JOIN inputs i ON i.row = r.row WHERE r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 DROP_INPUT = "DELETE FROM inputs WHERE row = ?"
@@ -290,6 +291,8 @@ CLAIM_CHUNK = (
     "INSERT INTO chunks (name, owner, digest, size, stored, touched_at) VALUES (?, ?, ?, ?, 0, ?) "
     "ON CONFLICT (owner, digest) DO UPDATE SET touched_at = excluded.touched_at RETURNING name, stored"
 )
+# A reference to a chunk goes: from now on it is kept for as long as after a claim.
+LEAVE_CHUNK = "UPDATE chunks SET touched_at = ? WHERE name = ?"
 CHUNK_STORED = "UPDATE chunks SET stored = 1 WHERE name = ? AND stored = 0"
 COLLECT_CHUNKS = (
     "DELETE FROM chunks WHERE name IN (SELECT name FROM chunks c WHERE touched_at < ? "
@@ -314,6 +317,12 @@ PIECE_OF_UEP = (
     f"WHERE u.chunk = c.name AND u.in_result = 1 AND t.uep_row = ? AND t.state < {_END}))"
 )
 KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
+# Every chunk that a task or a result refers to.
+REFERRED_CHUNKS = "SELECT chunk FROM inputs WHERE chunk <> '' UNION SELECT chunk FROM results WHERE chunk <> ''"
+REFERRED_CHUNK = (
+    "SELECT EXISTS (SELECT 1 FROM inputs WHERE chunk = ? AND chunk <> '') "
+    "OR EXISTS (SELECT 1 FROM results WHERE chunk = ? AND chunk <> '')"
+)
 
 # --- unused for long ----------------------------------------------------------------------------------
 

@@ -6,13 +6,17 @@ import hashlib
 import os
 import stat
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from mep_wire.states import TaskState
 from relay.store.chunks import NAME, ChunkDirectory, ChunkMissing, Chunks, ChunksUnavailable, new_name
 from relay.store.postgres import PostgresStore
+from relay.store.records import FunctionRef, NewTask, TaskEnding
 from relay.store.s3_chunks import S3Chunks
 from relay.store.sqlite import SqliteStore
 from tests.support.postgres import postgres
@@ -98,6 +102,44 @@ def test_a_persons_chunk_is_one_record_that_is_collected_once_nothing_needs_it(k
         return
     with postgres() as server, server.database() as url:
         _records(PostgresStore(url))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_chunk_is_kept_for_a_while_after_its_last_reference_has_gone(kind: str, tmp_path: Path) -> None:
+    """A backup copies the database first and the chunks after it."""
+    if kind == "sqlite":
+        _left(SqliteStore(tmp_path / "relay.db"))
+        return
+    with postgres() as server, server.database() as url:
+        _left(PostgresStore(url))
+
+
+def _left(store: SqliteStore | PostgresStore) -> None:
+    def do(change: Callable[[Any], Any]) -> Any:
+        return store.submit(change).result(60)
+
+    digests = [hashlib.sha256(b"%d" % number).digest() for number in range(4)]
+    names = [do(lambda tx, d=digest: tx.claim_chunk(new_name("a", d), "a", d, 4, 1.0))[0] for digest in digests]
+    function = FunctionRef(row=1, function_id="f", owner="a", public=False)
+    tasks = [NewTask(task_id=bytes([n]) * 16, function=function, payload=b"", chunk=names[n]) for n in range(2)]
+    rows = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
+    ends = [
+        TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"", chunk=name, stored_at=1.0)
+        for row, name in zip(rows, names[2:], strict=True)
+    ]
+    do(lambda tx: tx.record_endings(1, ends))
+    before = time.time() - 60
+
+    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
+    do(lambda tx: tx.drop_inputs(0, 10))
+    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
+    more = NewTask(task_id=b"m" * 16, function=function, payload=b"")
+    (row,) = do(lambda tx: tx.add_tasks("a", "group", 1, [more], 0, 1.0)).rows
+    do(lambda tx: tx.record_endings(1, [TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"", stored_at=1.0)]))
+    do(lambda tx: tx.sweep(2.0, 10))  # the newest stays
+    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
+    assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10))) == sorted(names)
+    store.close()
 
 
 def _records(store: SqliteStore | PostgresStore) -> None:

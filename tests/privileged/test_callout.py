@@ -93,6 +93,16 @@ def test_the_answer_is_the_user(load: Loader) -> None:
     assert map_as_nobody(load("answer((ids[0].upper(), 'alice'))")) == "alice"
 
 
+def test_a_gateways_end_user_is_in_the_input_where_the_document_asks(load: Loader) -> None:
+    text = "answer((ids[0], asked.get('end_user', 'nobody-named').partition('@')[0]))"
+    asks, does_not = load(text, end_user_accounts=["gw-*"]), load(text)
+    named = "gw-ada@example.edu"
+    assert as_nobody(lambda: asks.map([ALICE], end_user=named).name) == "gw-ada"
+    assert as_nobody(lambda: does_not.map([ALICE], end_user=named).name) == "nobody-named"
+    with pytest.raises(NameRefused):
+        as_nobody(lambda: asks.map([ALICE], end_user="alice@example.edu").name)
+
+
 def test_input_arguments_account_and_environment(load: Loader, directory: pathlib.Path) -> None:
     seen = directory / "seen"
     text = f"""
