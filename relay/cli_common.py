@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from relay.store.schema import StateTooNew
 UNUSABLE = (StateTooNew, DriverMissing, sqlite3.DatabaseError)
 """The errors of opening a database: made by a newer relay, damaged, away, or locked for too long."""
 become = become_relay_account
+PROGRESS_S = 0.2
+"""How often the progress of long work is shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +136,31 @@ def unusable(error: Exception, state: StateDir) -> str:
 def password(settings: RelaySettings) -> Callable[[], str]:
     """Return what reads the database's password, again for each connection."""
     return lambda: relay_settings.secret_text("database_password", settings.database_password)
+
+
+def secret(settings: RelaySettings) -> Callable[[], str]:
+    """Return what reads the secret key of the chunks' storage."""
+    return lambda: relay_settings.secret_text("s3_secret", settings.s3_secret)
+
+
+@contextmanager
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Show on a terminal how far long work has come. The value is called with how much is done, and how much of it
+    there is."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _of: None
+        return
+    said = [0.0]
+
+    def tell(done: int, of: int) -> None:
+        if time.monotonic() - said[0] > PROGRESS_S or done == of:
+            said[0] = time.monotonic()
+            click.echo(f"\r{done:,} of {of:,} {what}", nl=False, err=True)
+
+    try:
+        yield tell
+    finally:
+        click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def no_relay(where: Where) -> click.ClickException:

@@ -29,7 +29,9 @@ from relay.cli_common import (
     json_option,
     open_state,
     password,
+    progress,
     refusals,
+    secret,
     show,
     state_option,
     store_of,
@@ -38,8 +40,9 @@ from relay.control import NotServed, ask
 from relay.state_dir import StateDir, StateRefused
 from relay.store import maintenance
 from relay.store.base import Store
-from relay.store.maintenance import CannotRestore, Database, SqliteDatabase
-from relay.store.opening import postgres_database
+from relay.store.chunks import Chunks, ChunksUnavailable
+from relay.store.maintenance import CannotRestore, ChunkReport, Database, SqliteDatabase
+from relay.store.opening import open_chunks, postgres_database
 from relay.store.schema import MIGRATIONS
 
 _NOT_SERVED = "no relay serves this state directory: start `mep-relay serve` first"
@@ -73,6 +76,8 @@ def _said(state: StateDir) -> Iterator[None]:
     try:
         with refusals(state):
             yield
+    except ChunksUnavailable as error:
+        raise click.ClickException(f"the storage of chunks: {error}") from error
     except (CannotRestore, StateRefused, OSError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -104,24 +109,44 @@ def upgrade(where: Where) -> None:
 
 
 @db.command(short_help="Look for damage.")
+@click.option("--no-chunks", is_flag=True, help="Leave out the chunks, which are all read.")
 @state_option
 @json_option
-def check(where: Where, *, as_json: bool) -> None:
-    """Look for damage: of the file, and of records that do not fit together. A relay may serve at the same time.
+def check(where: Where, *, no_chunks: bool, as_json: bool) -> None:
+    """Look for damage: of the database, of records that do not fit together, and of chunks.
+
+    Every chunk that a task or a result refers to is read and compared with its SHA-256. Chunks that nothing refers to
+    are counted, and listed with --json; the relay removes them after an hour. A relay may serve at the same time.
+    Exits with 1 if there is damage.
 
     \b
-    Example:
+    Examples:
       mep-relay db check
+      mep-relay db check --no-chunks   # of a large bucket, say
     """
     state = existing_state(where)
+    settings = where.settings()
     with _said(state):
         database = _database(state, where)
         version = database.version()
         wrong = database.check() if version else ["there is no database yet"]
-    value = {"kind": database.kind, "schema": version, "newest": len(MIGRATIONS), "wrong": wrong}
-    show(value, "\n".join(map(printable, wrong)) or f"no damage found; schema version {version}", as_json=as_json)
+        stored = open_chunks(settings, secret(settings)) if version and not no_chunks else None
+        report = _chunk_report(database, stored) if stored is not None else None
+    value: dict[str, Any] = {"kind": database.kind, "schema": version, "newest": len(MIGRATIONS), "wrong": wrong}
+    if report is not None:
+        wrong += report.wrong()
+        value["chunks"] = msgspec.to_builtins(report)
+    text = "\n".join(map(printable, wrong)) or f"no damage found; schema version {version}"
+    if report is not None:
+        text += f"\n{report.checked} chunks read, {len(report.unreferenced)} that nothing refers to"
+    show(value, text, as_json=as_json)
     if wrong:
         raise SystemExit(1)
+
+
+def _chunk_report(database: Database, chunks: Chunks) -> ChunkReport:
+    with progress("chunks read") as tell:
+        return maintenance.check_chunks(database, chunks, tell)
 
 
 @db.command(short_help="Back the relay up while it serves.")
@@ -148,6 +173,7 @@ def backup(directory: Path, where: Where, *, as_json: bool) -> None:
         except PermissionError as error:
             raise click.ClickException(_cannot_write(directory.absolute().parent, error)) from error
     text = f"{directory}: {len(manifest.files)} files, schema version {manifest.schema}"
+    _say_bucket(where, "the backup does not have the chunks: within an hour, copy them too", "{chunks} DIRECTORY")
     show(msgspec.to_builtins(manifest), text, as_json=as_json)
 
 
@@ -173,6 +199,16 @@ def restore_command(directory: Path, where: Where, *, replace: bool) -> None:
         manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(state, where))
         database.upgrade()
     click.echo(f"restored the state of {_time(manifest.at)}", err=True)
+    _say_bucket(where, "chunks that the bucket has lost must be put back", "DIRECTORY {chunks}")
+
+
+def _say_bucket(where: Where, text: str, words: str) -> None:
+    """Say, where the chunks are in a bucket, with which command they are copied."""
+    settings = where.settings()
+    if not settings.chunks.startswith("s3://"):
+        return
+    at = f" --endpoint-url {settings.s3_endpoint}" if settings.s3_endpoint else ""
+    click.echo(f"{text}: aws s3 sync{at} {words.format(chunks=settings.chunks)}", err=True)
 
 
 # --- tasks, queues, storage -------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from mep_wire.errors import PayloadLost, RelayUnavailable
 from relay.dispatch.live_state import durable
 from relay.log import RateLimitedLog, logger
 from relay.store.base import Store, Tx
-from relay.store.chunks import NAME, ChunkMissing, Chunks, ChunksUnavailable, new_name
+from relay.store.chunks import NAME, ChunkMissing, Chunks, ChunksUnavailable, digest_in, new_name
 from relay.store.records import NewTask, QueuedTask, TaskEnding
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Payloads:
         except ChunkMissing as error:
             self._limited_log.error("chunk is missing", chunk=name)
             raise PayloadLost from error
-        if hashlib.sha256(data).hexdigest() != name.partition("/")[2].partition(".")[0]:
+        if hashlib.sha256(data).digest() != digest_in(name):
             self._limited_log.error("chunk is damaged", chunk=name)
             raise PayloadLost
         return data

@@ -45,6 +45,11 @@ def new_name(owner: str, digest: bytes) -> str:
     return f"{owner}/{digest.hex()}.{secrets.token_hex(8)}"
 
 
+def digest_in(name: str) -> bytes:
+    """Return the SHA-256 that a chunk's name gives for its bytes; empty for a name of another form."""
+    return bytes.fromhex(name.partition("/")[2].partition(".")[0]) if NAME.fullmatch(name) else b""
+
+
 class ChunkDirectory:
     """Chunks as files below one directory, a directory for each account."""
 

@@ -12,7 +12,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +20,8 @@ from typing import Protocol
 import msgspec
 
 from mep_wire.states import TaskState
+from relay.store import statements
+from relay.store.chunks import ChunkMissing, Chunks, digest_in
 from relay.store.schema import MIGRATIONS, StateTooNew, migrate
 
 MANIFEST = "backup.json"
@@ -89,6 +91,9 @@ class Database(Protocol):
     def check(self) -> list[str]:
         """Return the damage that was found. Raises sqlite3.Error."""
 
+    def referred_chunks(self) -> set[str]:
+        """Return the names of the chunks that tasks and results refer to. Raises sqlite3.Error."""
+
     def backup(self, directory: Path) -> int:
         """Write the database as it is at one moment into `directory`; return its schema's version."""
 
@@ -125,6 +130,14 @@ class SqliteDatabase:
             connection.execute("BEGIN")
             found = [text for (text,) in connection.execute("PRAGMA integrity_check(20)") if text != "ok"]
             return found + list(_wrong(connection))
+        finally:
+            connection.close()
+
+    def referred_chunks(self) -> set[str]:
+        """See Database."""
+        connection = sqlite3.connect(f"{self._file.as_uri()}?mode=ro", uri=True)
+        try:
+            return {name for (name,) in connection.execute(statements.REFERRED_CHUNKS)}
         finally:
             connection.close()
 
@@ -166,6 +179,44 @@ def _wrong(connection: sqlite3.Connection) -> Iterator[str]:
         (count,) = connection.execute(query).fetchone()
         if count:
             yield f"{count} {what}"
+
+
+class ChunkReport(msgspec.Struct, kw_only=True):
+    """What a check of the chunks has found, by name."""
+
+    checked: int = 0
+    missing: list[str] = []
+    damaged: list[str] = []
+    """Their bytes do not have the SHA-256 of their name."""
+    unreferenced: list[str] = []
+    """Chunks that nothing refers to: no damage. The relay removes them."""
+
+    def wrong(self) -> list[str]:
+        """Return the damage, a line each."""
+        found = [(f"chunk {name} is missing", name) for name in self.missing]
+        found += [(f"chunk {name} is damaged", name) for name in self.damaged]
+        return [text for text, _ in sorted(found, key=lambda each: each[1])]
+
+
+def check_chunks(database: Database, chunks: Chunks, tell: Callable[[int, int], None]) -> ChunkReport:
+    """Read every chunk that the database refers to, and list those that it does not. A relay may serve.
+
+    `tell` is given how many were read and how many there are. Raises ChunksUnavailable, sqlite3.Error.
+    """
+    stored = {name for name, _ in chunks.names()}  # first: a chunk is there before anything refers to it
+    wanted = database.referred_chunks()
+    report = ChunkReport(checked=len(wanted), unreferenced=sorted(stored - wanted))
+    for number, name in enumerate(sorted(wanted), start=1):
+        try:
+            if hashlib.sha256(chunks.get(name)).digest() != digest_in(name):
+                report.damaged.append(name)
+        except ChunkMissing:
+            report.missing.append(name)
+        tell(number, len(wanted))
+    if report.missing:  # some may have gone with their tasks in the meantime
+        still = database.referred_chunks()
+        report.missing = [name for name in report.missing if name in still]
+    return report
 
 
 def back_up(database: Database, state: Path, directory: Path, chunks: Path | None = None) -> Manifest:
@@ -215,11 +266,16 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _copy_chunks(chunks: Path, copy: Path) -> None:
-    """Copy every chunk that is not there yet. Their bytes never change, so on one file system a link is a copy."""
+def _copy_chunks(chunks: Path, copy: Path, *, mend: bool = False) -> None:
+    """Copy every chunk that is not there yet. Their bytes never change, so on one file system a link is a copy.
+
+    With `mend`, a chunk that is there and has other bytes is replaced.
+    """
     for path in chunks.glob("*/[!.]*"):
         target = copy / path.parent.name / path.name
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if mend and target.exists() and _digest(target) != _digest(path):
+            target.unlink()
         with suppress(FileExistsError):
             try:
                 os.link(path, target)
@@ -244,7 +300,7 @@ def restore(database: Database, state: Path, directory: Path, chunks: Path | Non
         raise StateTooNew.versions(manifest.schema, len(MIGRATIONS))
     if chunks is not None and (directory / CHUNKS).is_dir():
         chunks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _copy_chunks(directory / CHUNKS, chunks)
+        _copy_chunks(directory / CHUNKS, chunks, mend=True)
     database.restore(directory, manifest.schema)
     for name in KEYS:
         if name in manifest.files:

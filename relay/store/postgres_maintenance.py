@@ -17,6 +17,7 @@ from psycopg import sql
 from relay.store import postgres
 from relay.store.maintenance import CHECKS, CannotRestore
 from relay.store.postgres_sql import schema
+from relay.store.statements import REFERRED_CHUNKS
 
 _TABLES = (
     "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema() "
@@ -75,6 +76,11 @@ class PostgresDatabase:
                 (count,) = connection.execute(query).fetchone()
                 found += [f"{count} {what}"] if count else []
         return found
+
+    def referred_chunks(self) -> set[str]:
+        """See Database."""
+        with self._open() as connection:
+            return {name for (name,) in connection.execute(REFERRED_CHUNKS)}
 
     def backup(self, directory: Path) -> int:
         """See Database."""

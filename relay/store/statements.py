@@ -319,10 +319,6 @@ PIECE_OF_UEP = (
 KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
 # Every chunk that a task or a result refers to.
 REFERRED_CHUNKS = "SELECT chunk FROM inputs WHERE chunk <> '' UNION SELECT chunk FROM results WHERE chunk <> ''"
-REFERRED_CHUNK = (
-    "SELECT EXISTS (SELECT 1 FROM inputs WHERE chunk = ? AND chunk <> '') "
-    "OR EXISTS (SELECT 1 FROM results WHERE chunk = ? AND chunk <> '')"
-)
 
 # --- unused for long ----------------------------------------------------------------------------------
 

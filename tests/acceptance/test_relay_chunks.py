@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from relay.dispatch import payloads
 from relay.dispatch.payloads import Payloads
-from relay.store.chunks import ChunkDirectory, new_name
+from relay.store.chunks import ChunkDirectory, Chunks, new_name
+from relay.store.s3_chunks import S3Chunks
 from relay.store.sqlite import SqliteStore
 from tests.support.fake_peer import FakeManager
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
-from tests.support.s3 import KEY_ID, SECRET, Storage, storage
+from tests.support.s3 import KEY_ID, REGION, SECRET, Storage, storage
 from tests.support.waiting import until
 
 LARGE = "x" * 400_000
@@ -27,7 +31,7 @@ LARGE = "x" * 400_000
 class Site:
     """A relay with chunks."""
 
-    def __init__(self, directory: Path, s3: Storage | None) -> None:
+    def __init__(self, directory: Path, s3: Storage | None, stored_gb: float = 0.001) -> None:
         self.relay = RelayProcess(directory)
         self.relay.state.mkdir(mode=0o700)
         self.directory = directory / "chunks"
@@ -38,7 +42,9 @@ class Site:
             secret.chmod(0o600)
             where = f"chunks = 's3://{s3.bucket}/p'\ns3_endpoint = '{s3.url}'\ns3_key_id = '{KEY_ID}'\n"
             where += f"s3_secret = '{secret}'\n"
-        (self.relay.state / "mep-relay.toml").write_text(f"{where}chunk_threshold_kb = 100\nmax_stored_gb = 0.001\n")
+        (self.relay.state / "mep-relay.toml").write_text(
+            f"{where}chunk_threshold_kb = 100\nmax_stored_gb = {stored_gb}\n"
+        )
         self._s3 = s3
 
     def count(self) -> int:
@@ -47,6 +53,16 @@ class Site:
             return len([path for path in self.directory.glob("*/*") if path.is_file()])
         found = self._s3.client.list_objects_v2(Bucket=self._s3.bucket)  # type: ignore[attr-defined]
         return int(found["KeyCount"])
+
+    def storage(self) -> Chunks:
+        """The storage itself, as the relay opens it."""
+        if self._s3 is None:
+            return ChunkDirectory(self.directory)
+        return S3Chunks(self._s3.bucket, "p", endpoint=self._s3.url, region=REGION, key_id=KEY_ID, secret=SECRET)
+
+    def names(self) -> list[str]:
+        """The names of all chunks."""
+        return [name for name, _ in self.storage().names()]
 
 
 @pytest.fixture(params=["directory", "s3"])
@@ -125,6 +141,75 @@ def test_a_lost_chunk_fails_its_task_and_no_other(tmp_path: Path) -> None:
         uep.finish(uep.take(1))
         until("both ends", lambda: alice.task(ids[0]).get("code") == "PAYLOAD_LOST")
         assert alice.task(ids[1])["status"] == "success"
+
+
+def checked(relay: RelayProcess, status: int = 0) -> Any:
+    done = relay.cli("db", "check", "--json", check=False)
+    assert done.returncode == status, done.stdout + done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_check_reads_every_chunk_and_names_what_is_wrong(site: Site) -> None:
+    with site.relay as relay:
+        alice = Person(relay)
+        lab = FakeManager(relay, alice.token)
+        alice.submit(lab.endpoint_id, alice.function(), ["x" * 200_000, "y" * 200_000, "z" * 200_000])
+        assert checked(relay)["chunks"] == {"checked": 3, "missing": [], "damaged": [], "unreferenced": []}
+        site.storage().put("stray/" + "0" * 64 + "." + "0" * 16, b"stray")
+        gone, damaged, _ = sorted(name for name in site.names() if not name.startswith("stray"))
+        site.storage().delete(gone)
+        site.storage().put(damaged, b"other bytes")
+        found = checked(relay, 1)
+        assert found["wrong"] == [f"chunk {gone} is missing", f"chunk {damaged} is damaged"]
+        assert found["chunks"]["unreferenced"] == ["stray/" + "0" * 64 + "." + "0" * 16]
+        assert relay.cli("db", "check", "--no-chunks").returncode == 0
+        said = relay.cli("db", "check", check=False).stdout
+        assert "3 chunks read, 1 that nothing refers to" in said
+
+
+def test_a_backup_of_a_bucket_says_what_it_lacks(tmp_path: Path) -> None:
+    with storage() as s3, Site(tmp_path, s3).relay as relay:
+        said = relay.cli("db", "backup", str(tmp_path / "saved")).stderr
+    assert f"aws s3 sync --endpoint-url {s3.url} s3://{s3.bucket}/p DIRECTORY" in said
+
+
+def test_a_backup_with_chunks_made_under_load_is_whole(tmp_path: Path) -> None:
+    site, saved = Site(tmp_path, None, stored_gb=10), tmp_path / "saved"
+    with site.relay as relay:
+        alice = Person(relay)
+        lab = FakeManager(relay, alice.token)
+        function, end, accepted = alice.function(), threading.Event(), []
+
+        def load() -> None:
+            while not end.is_set():
+                answer = alice.submit(lab.endpoint_id, function, [os.urandom(2_000).hex() * 30])
+                accepted.extend(answer["tasks"][function])
+
+        thread = threading.Thread(target=load)
+        thread.start()
+        try:
+            until("some load", lambda: len(accepted) > 10)
+            before = list(accepted)
+            relay.cli("db", "backup", str(saved))
+            after = len(accepted)
+            until("more load", lambda: len(accepted) > after + 5)
+        finally:
+            end.set()
+            thread.join(60)
+        relay.kill()
+        victim = next(
+            path for path in site.directory.glob("*/*") if (saved / "chunks" / path.parent.name / path.name).exists()
+        )
+        victim.unlink()
+        victim.write_bytes(b"damaged since")
+        relay.cli("db", "restore", str(saved), "--replace")
+        relay.start()
+        found = checked(relay)["chunks"]
+        assert found["checked"] >= len(before)
+        lab.connect()
+        uep = lab.hello().start()
+        uep.credit(len(before))
+        assert all(len(task.payload) > 100_000 for task in uep.take(len(before)))
 
 
 def test_a_backup_has_the_chunks(tmp_path: Path) -> None:
