@@ -11,7 +11,7 @@ import pwd
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +92,8 @@ def db() -> None:
 
 @db.command(short_help="Bring the schema up to date.")
 @state_option
-def upgrade(where: Where) -> None:
+@json_option
+def upgrade(where: Where, *, as_json: bool) -> None:
     """Bring the database's schema to this version of the relay. `mep-relay serve` does the same when it starts.
 
     \b
@@ -105,7 +106,8 @@ def upgrade(where: Where) -> None:
         before = database.version()
         database.upgrade()
     newest = len(MIGRATIONS)
-    click.echo(f"schema version {before} is now {newest}" if before < newest else "up to date", err=True)
+    text = f"schema version {before} is now {newest}" if before < newest else f"up to date: schema version {newest}"
+    show({"before": before, "schema": newest}, text, as_json=as_json)
 
 
 @db.command(short_help="Look for damage.")
@@ -165,6 +167,7 @@ def backup(directory: Path, where: Where, *, as_json: bool) -> None:
       mep-relay db backup /var/backups/mep-relay/2026-12-01
     """
     state = existing_state(where)
+    _check_fresh(directory.absolute())
     with _said(state):
         try:
             manifest = maintenance.back_up(
@@ -177,11 +180,21 @@ def backup(directory: Path, where: Where, *, as_json: bool) -> None:
     show(msgspec.to_builtins(manifest), text, as_json=as_json)
 
 
+def _check_fresh(directory: Path) -> None:
+    """Refuse a directory of a backup that can't be made, before anything is copied. Raises click.ClickException."""
+    with suppress(PermissionError):  # which is said when it is made
+        if directory.exists():
+            raise click.ClickException(f"{directory} exists already: a backup is a new directory")
+        if not directory.parent.is_dir():
+            raise click.ClickException(f"there is no directory {directory.parent}: make it first, or name another")
+
+
 @db.command(name="restore", short_help="Put a backup in place of the state.")
 @click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--replace", is_flag=True, help="Give up the present database and keys.")
 @state_option
-def restore_command(directory: Path, where: Where, *, replace: bool) -> None:
+@json_option
+def restore_command(directory: Path, where: Where, *, replace: bool, as_json: bool) -> None:
     """Put the database and keys of a backup in place of the relay's, which must not serve.
 
     Tasks that were accepted after the backup are lost; user endpoints drop results that belong to no task.
@@ -198,7 +211,7 @@ def restore_command(directory: Path, where: Where, *, replace: bool) -> None:
             raise click.ClickException("there is a database already: --replace gives it up for the backup")
         manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(state, where))
         database.upgrade()
-    click.echo(f"restored the state of {_time(manifest.at)}", err=True)
+    show(msgspec.to_builtins(manifest), f"restored the state of {_time(manifest.at)}", as_json=as_json)
     _say_bucket(where, "chunks that the bucket has lost must be put back", "DIRECTORY {chunks}")
 
 
@@ -250,7 +263,10 @@ def list_tasks(where: Where, username: str, endpoint_id: str, limit: int, *, end
     Example:
       mep-relay task list --user alice@example.edu
     """
+    endpoint_id = endpoint_id.lower()
     with store_of(where) as store:
+        if endpoint_id and store.endpoint(endpoint_id) is None:
+            raise click.ClickException(f"there is no endpoint {endpoint_id}; `mep-relay endpoint list` shows them")
         found = store.list_tasks(_account(store, username), endpoint_id, ended=ended, limit=limit)
         owners = _owners(store)
     value = [
@@ -381,7 +397,8 @@ def drain(where: Where, *, off: bool, as_json: bool) -> None:
 @click.command(name="remove", short_help="Remove an endpoint of any owner.")
 @click.argument("endpoint_id")
 @state_option
-def remove_endpoint(endpoint_id: str, where: Where) -> None:
+@json_option
+def remove_endpoint(endpoint_id: str, where: Where, *, as_json: bool) -> None:
     """Remove an endpoint, also one with an owner who is gone. Its waiting tasks fail, and its processes are told.
 
     \b
@@ -399,7 +416,7 @@ def remove_endpoint(endpoint_id: str, where: Where) -> None:
             if error.message != _NOT_SERVED:
                 raise
             store.submit(lambda tx: delete_endpoint(tx, endpoint_id, found.owner, time.time())).result(60)
-    click.echo(f"removed {endpoint_id}", err=True)
+    show({"removed": endpoint_id}, f"removed {endpoint_id}", as_json=as_json)
 
 
 @click.command(short_help="Check and show the configuration.")

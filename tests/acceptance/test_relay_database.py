@@ -148,8 +148,8 @@ def test_a_database_of_the_first_release_is_upgraded(tmp_path: Path) -> None:
     with contextlib.closing(sqlite3.connect(relay.state / "relay.db")) as connection:
         connection.executescript(MIGRATIONS[0] + "PRAGMA user_version = 1;")
     (relay.state / "relay.db").chmod(0o600)
-    assert f"schema version 1 is now {len(MIGRATIONS)}" in relay.cli("db", "upgrade").stderr
-    assert "up to date" in relay.cli("db", "upgrade").stderr
+    assert f"schema version 1 is now {len(MIGRATIONS)}" in relay.cli("db", "upgrade").stdout
+    assert "up to date" in relay.cli("db", "upgrade").stdout
     assert _schema(relay.state / "relay.db") == _fresh_schema(tmp_path / "fresh.db")
 
 
@@ -172,7 +172,7 @@ def test_postgresql_is_upgraded_from_the_first_release_too(server: Postgres, tmp
         server.do(schema(1), database)
         server.do("CREATE TABLE schema_version (version BIGINT PRIMARY KEY, at TIMESTAMPTZ DEFAULT now())", database)
         server.do("INSERT INTO schema_version VALUES (1)", database)
-        assert f"schema version 1 is now {len(MIGRATIONS)}" in relay.cli("db", "upgrade").stderr
+        assert f"schema version 1 is now {len(MIGRATIONS)}" in relay.cli("db", "upgrade").stdout
         relay.add_user("alice@example.edu")
         assert "no damage found" in relay.cli("db", "check").stdout
 

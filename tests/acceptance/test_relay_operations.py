@@ -304,6 +304,23 @@ def test_an_endpoint_is_removed_whoever_owns_it_beside_a_server_and_without_one(
 
 
 @pytest.mark.root
+def test_what_cannot_be_is_said_before_anything_is_done(relay: RelayProcess, tmp_path: Path) -> None:
+    alice = Person(relay)
+    lab = FakeManager(relay, alice.token)
+    wrong = {
+        ("task", "list", "--endpoint", lab.endpoint_id.replace("-", "")): "there is no endpoint",
+        ("db", "backup", str(tmp_path / "none" / "new")): f"there is no directory {tmp_path / 'none'}",
+        ("db", "backup", str(tmp_path)): "exists already",
+    }
+    for words, text in wrong.items():
+        done = relay.cli(*words, check=False)
+        assert (done.returncode, text in done.stderr) == (1, True), done.stderr
+    assert relay.cli("task", "list", "--endpoint", lab.endpoint_id.upper()).returncode == 0
+    assert json.loads(relay.cli("db", "upgrade", "--json").stdout)["schema"] > 0
+    removed = json.loads(relay.cli("endpoint", "remove", lab.endpoint_id, "--json").stdout)
+    assert removed == {"removed": lab.endpoint_id}
+
+
 def test_the_control_socket_is_closed_to_other_accounts(relay: RelayProcess) -> None:
     code = "import socket,sys; s=socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])"
     done = subprocess.run(
