@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import time
+import uuid
 from collections.abc import Callable, Iterable
 
 from mep_wire import codec
@@ -39,6 +40,8 @@ from relay.dispatch.task_delivery import TaskDelivery
 from relay.dispatch.task_transitions import requeue
 from relay.dispatch.wait_reasons import wait_of
 from relay.log import peer_log
+from relay.store.base import Tx
+from relay.store.records import TaskRef
 
 MAX_POSITION = 1_000_000
 MAX_UNDER_WAY = 32
@@ -106,9 +109,12 @@ class StartRequester:
         if made is None:
             await self._refuse(uep, StartRequestRefused(reason="the relay cannot make the request"))
             return
-        await self._live.submit_retrying(
-            lambda tx: tx.add_join(uep.row, made.join_hash, made.join_expires_at, time.time())
-        )
+
+        def store(tx: Tx) -> list[TaskRef]:
+            tx.add_join(uep.row, made.join_hash, made.join_expires_at, time.time())
+            return tx.queued_refs(uep.row, 1)
+
+        waiting = await self._live.submit_retrying(store)
         if uep.state not in _NOT_RUNNING or self._live.managers.get(link.endpoint_id) is not link:
             uep.starting = False
             self.want(uep)
@@ -120,9 +126,12 @@ class StartRequester:
         self._live.tell(uep, "INFO", f"start of {uep.record.uep_id} asked of the endpoint")
         uep.set_timer(self._live.loop.call_later(START_REQUEST_LIFETIME_S, self._overdue, uep))
         self._live.link_.send(link.peer, codec.encode(made.message))
+        # From a task's id, which the person knows, to the start's, which is in the endpoint's logs.
+        task = str(uuid.UUID(bytes=waiting[0].task_id)) if waiting else ""
         peer_log.info(
-            "start requested", uep=uep.record.uep_id, endpoint=link.endpoint_id, correlation_id=made.correlation_id
-        )
+            "start requested", uep=uep.record.uep_id, endpoint=link.endpoint_id,
+            correlation_id=made.correlation_id, task=task,
+        )  # fmt: skip
 
     def _make(self, uep: Uep, link: ManagerLink) -> MadeStart | None:
         record = self._live.store.uep(uep.record.uep_id) or uep.record  # its account may have been linked
