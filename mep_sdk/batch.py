@@ -17,7 +17,7 @@ from mep_sdk.strategies import Strategylike, name_of, result_ways
 from mep_sdk.task_options import Deadline, checked_options
 from mep_sdk.version import __version__
 from mep_wire import api, limits
-from mep_wire.data_frames import digests_of, is_data
+from mep_wire.data_frames import MAY_BE_DATA, digests_of, is_data
 from mep_wire.errors import PayloadTooLarge
 from mep_wire.ids import uuid7
 from mep_wire.user_values import check_characters
@@ -81,7 +81,7 @@ def pieces_of(payloads: Mapping[str, Sequence[bytes]], task_ids: Mapping[str, Se
         task_id: [digest.hex() for digest in digests_of(payload)]
         for key, each in payloads.items()
         for task_id, payload in zip(task_ids[key], each, strict=True)
-        if is_data(payload)
+        if payload[3:4] in MAY_BE_DATA and is_data(payload)
     }
 
 

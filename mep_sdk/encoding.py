@@ -109,17 +109,28 @@ class OverLimit(Exception):
 
 
 class _Capped(io.BytesIO):
-    """A file in memory that takes no more than so many bytes."""
+    """A file in memory that takes no more than `left` bytes."""
 
-    def __init__(self, limit: int) -> None:
-        super().__init__()
-        self._left = limit
+    left = 0
 
     def write(self, data: Any, /) -> int:
-        self._left -= len(data) if type(data) is bytes else memoryview(data).nbytes
-        if self._left < 0:
+        self.left -= len(data) if type(data) is bytes else memoryview(data).nbytes
+        if self.left < 0:
             raise OverLimit
-        return super().write(data)
+        return _add(self, data)
+
+
+_add = io.BytesIO.write
+"""Also writes the tail, which no limit counts."""
+
+
+def _buffer(limit: int) -> io.BytesIO:
+    """Return a file in memory; 0 is no limit."""
+    if not limit:
+        return io.BytesIO()
+    made = _Capped()
+    made.left = limit
+    return made
 
 
 def dumps(value: object, *, local_by_value: bool, tail: bytes = b"", limit: int = 0) -> bytes:
@@ -129,9 +140,8 @@ def dumps(value: object, *, local_by_value: bool, tail: bytes = b"", limit: int 
     are not installed (a script's neighbours). Raises NotSerializable, and OverLimit where there are more than `limit`
     bytes, unless that is 0.
     """
-    make = functools.partial(_Capped, limit) if limit else io.BytesIO
-    plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail, make=make)
-    by_value = functools.partial(_dumps_by_value, local=local_by_value, tail=tail, make=make)
+    plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail, limit=limit)
+    by_value = functools.partial(_dumps_by_value, local=local_by_value, tail=tail, limit=limit)
     return _first_that_works(plain, by_value, value=value)
 
 
@@ -215,17 +225,17 @@ def _first_that_works(*ways: Callable[[object], _T], value: object, stops: Calla
     raise NotSerializable(reason)
 
 
-def _dumps_plain(value: object, tail: bytes, make: Callable[[], io.BytesIO]) -> bytes:
-    buffer = make()
+def _dumps_plain(value: object, tail: bytes, limit: int) -> bytes:
+    buffer = _buffer(limit)
     _Pickler(buffer, 5).dump(value)
-    buffer.write(tail)
+    _add(buffer, tail)
     return frame(PICKLE, buffer.getvalue())
 
 
-def _dumps_locally_plain(value: object, tail: bytes, make: Callable[[], io.BytesIO]) -> bytes:
-    buffer = make()
+def _dumps_locally_plain(value: object, tail: bytes, limit: int) -> bytes:
+    buffer = _buffer(limit)
     _LocalPickler(buffer, 5).dump(value)
-    buffer.write(tail)
+    _add(buffer, tail)
     return frame(PICKLE, buffer.getvalue())
 
 
@@ -249,12 +259,12 @@ def _dumps_by_value(
     local: bool,
     also: tuple[ModuleType, ...] = (),
     tail: bytes = b"",
-    make: Callable[[], io.BytesIO] = io.BytesIO,
+    limit: int = 0,
 ) -> bytes:
-    buffer = make()
+    buffer = _buffer(limit)
     with _registered_modules(local=local, also=also) as (kind, tag):
         kind(buffer, protocol=5).dump(value)
-        buffer.write(tail)
+        _add(buffer, tail)
     name = tag.encode()
     return frame(CLOUDPICKLE, bytes([len(name)]) + name + buffer.getvalue())
 

@@ -12,7 +12,7 @@ from mep_sdk.foreign_code import attempt
 from mep_sdk.serialize import load_exception, load_result
 from mep_sdk.version_mismatch import note_own_version, with_own_version
 from mep_wire import api
-from mep_wire.data_frames import is_data
+from mep_wire.data_frames import MAY_BE_DATA, is_data
 from mep_wire.errors import FunctionUnloadable, MepError, TaskCancelled, TaskExpired, TaskFailed, rebuild
 from mep_wire.states import API_STATUS, TaskState
 
@@ -65,7 +65,7 @@ def _correlation_id(result: api.StreamedResult) -> str:
 def runs_code_to_load(payload: bytes) -> bool:
     """Return whether a result may call code of the person's or of a library when it is loaded: it names a class or a
     function. True for a few plain ones too, and for one by reference, which is fetched first."""
-    return _LOOKS_UP_A_NAME in payload or is_data(payload)
+    return _LOOKS_UP_A_NAME in payload or (payload[3:4] in MAY_BE_DATA and is_data(payload))
 
 
 def settle(
@@ -80,7 +80,7 @@ def settle(
         )
     if state is TaskState.SUCCESS:
         try:
-            if load_by_reference is not None and is_data(result.payload):
+            if result.payload[3:4] in MAY_BE_DATA and load_by_reference is not None and is_data(result.payload):
                 return load_by_reference(result.payload), None
             return load_result(result.payload), None
         except MepError as error:

@@ -21,6 +21,8 @@ MAGIC = b"MEP"
 DATA = b"d"
 REQUEST = b"r"
 OUTPUT = b"o"
+MAY_BE_DATA = frozenset({DATA, REQUEST, OUTPUT})
+"""The kinds of payload that can be by reference: a quick look at each before `is_data`."""
 DIGEST_BYTES = 32
 _HEADER_BYTES, _LENGTH_BYTES = 8, 4
 

@@ -333,7 +333,7 @@ class ResultItem(msgspec.Struct, frozen=True, array_like=True):
     block_id: str = ""
     """Where it ran, where the site keeps task records."""
     job_id: str = ""
-    pieces: list[bytes] = []
+    pieces: tuple[bytes, ...] = ()
     """SHA-256 of the pieces that the payload refers to: each was stored before (PieceStored)."""
 
 

@@ -230,7 +230,7 @@ class DataTransfers:
         assert frame is not None
         if frame.size > self._most_bytes:
             raise ResultTooLarge(size=frame.size, limit=self._most_bytes)
-        return msgspec.structs.replace(item, pieces=frame.digests)
+        return msgspec.structs.replace(item, pieces=tuple(frame.digests))
 
     def hand_over(self, item: ResultItem) -> None:
         """Store the pieces of a result at the relay, then `bring` it. At once, where they are there."""

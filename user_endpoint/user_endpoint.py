@@ -14,6 +14,7 @@ from typing import Final
 
 from mep_link.client import LinkClient
 from mep_wire import PROTOCOL_VERSION, messages
+from mep_wire.data_frames import MAY_BE_DATA
 from mep_wire.errors import (
     DataUnavailable,
     EngineFailed,
@@ -271,7 +272,8 @@ class UserEndpoint:
             return
         if task.expires_in_s:
             self._deadlines.add(task.row, self._clock() + task.expires_in_s)
-        if self._data is not None and needs_pieces(task):
+        may_need = task.payload[3:4] in MAY_BE_DATA or task.inputs
+        if may_need and self._data is not None and needs_pieces(task):
             self._data.admit(task)
         else:
             self._run(task, code)
@@ -384,7 +386,7 @@ class UserEndpoint:
             error = ResultTooLarge(size=len(item.payload), limit=self._max_result_bytes)
             times = (item.started_at, item.ended_at)
             item = messages.ResultItem(item.row, item.task_id, error.code, error.text, b"", *times)
-        if self._data is not None and not item.code:
+        if item.payload[3:4] in MAY_BE_DATA and self._data is not None and not item.code:
             item = self._with_pieces(self._data, item)
         if item.code:
             self._log_failure(task, item)

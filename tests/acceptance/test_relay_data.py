@@ -169,7 +169,7 @@ def test_a_result_by_reference_is_read_by_its_person(relay: RelayProcess) -> Non
     uep.credit(1)
     (task,) = uep.take(1)
     item = messages.ResultItem(
-        task.row, task.task_id, "", "", b"frame", 1.0, 2.0, pieces=[bytes.fromhex(digest), b"\1" * 32]
+        task.row, task.task_id, "", "", b"frame", 1.0, 2.0, pieces=(bytes.fromhex(digest), b"\1" * 32)
     )
     uep.send(messages.Results(items=[item]))
     uep.expect(messages.ResultsDurable)

@@ -175,7 +175,7 @@ def test_a_result_follows_its_pieces(stage: DataStage) -> None:
     assert not stage.ends()
     stage.uep.take([messages.PieceStored(digest=digest(PIECES[0]))])
     (ended,) = stage.ends()
-    assert (ended.row, ended.code, ended.pieces) == (1, "", [digest(piece) for piece in PIECES[:2]])
+    assert (ended.row, ended.code, ended.pieces) == (1, "", tuple(digest(piece) for piece in PIECES[:2]))
     stage.uep.take([messages.ResultsDurable(rows=[1])])
     stage.tasks(2)
     stage.happens(messages.ResultItem(2, "2", "", "", frame(PIECES[0]), 1.0, 2.0))
