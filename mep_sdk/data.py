@@ -42,7 +42,16 @@ _IN_MEMORY_BYTES = 8 * 1024 * 1024
 """What an S3Store holds in memory while it pickles; the rest goes into a temporary file."""
 
 
-class Ref(Generic[T]):
+if TYPE_CHECKING:
+
+    class _Anything(Any):  # type: ignore[misc]  # on purpose
+        """To type checkers a reference fits where its value does: as an argument it becomes that."""
+
+else:
+    _Anything = object
+
+
+class Ref(Generic[T], _Anything):  # noqa: PYI059 - object comes last
     """A reference to a value in a store. As an argument or result of a task it arrives as the value."""
 
     __slots__ = ("key", "size", "store", "tag")

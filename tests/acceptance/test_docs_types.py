@@ -29,7 +29,7 @@ TYPED = [
     "docs/asyncio.md",
     "docs/distributed.md",
 ]
-UNTYPED = ["docs/parsl.md", "docs/joblib.md"]
+UNTYPED = ["docs/parsl.md", "docs/joblib.md", "docs/data.md"]
 WRONG = """
 from mep_sdk import Executor
 
