@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sitekit.endpoint import TEMPLATE
 
-from mep_sdk import Client, Executor
+from mep_sdk import Client, ComputeSerializer, Executor
 from mep_wire import limits
 from mep_wire.errors import MepError
 
@@ -90,7 +90,8 @@ def test_unknown_ids_are_named(campus: Any) -> None:
 
 def test_arguments_over_the_limit_are_refused(campus: Any) -> None:
     with campus.executor(campus.anybody) as executor, pytest.raises(MepError) as caught:
-        executor.submit(len, bytes(limits.MAX_PAYLOAD_BYTES + 1)).result(timeout=RESULT_S)
+        executor.serializer = ComputeSerializer(strategy_data="JSONData")  # which does not go by reference
+        executor.submit(len, "x" * (limits.MAX_PAYLOAD_BYTES + 1)).result(timeout=RESULT_S)
     assert caught.value.code == "PAYLOAD_TOO_LARGE"
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from mep_sdk import Client, Executor
+from mep_sdk import Client, ComputeSerializer, Executor
 from mep_sdk.errors import (
     ArgumentsUnserializable,
     DataUnreadable,
@@ -355,8 +355,9 @@ def test_a_result_that_cannot_travel(executor):
 
 
 def test_too_large_arguments_are_refused_at_once(executor):
+    executor.serializer = ComputeSerializer(strategy_data="JSONData")  # which does not go by reference
     with pytest.raises(PayloadTooLarge, match="add"):
-        executor.submit(add, bytes(11 << 20), 1)
+        executor.submit(add, "x" * (11 << 20), 1)
     with pytest.raises(PayloadTooLarge, match="user_endpoint_config"):
         executor.user_endpoint_config = {"x": "y" * 100_000}
 
