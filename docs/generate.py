@@ -379,7 +379,7 @@ def _map_row(directory: str, docstring: str) -> str:
 
 
 def development_page() -> str:
-    """Return docs/development.md with the map of packages and the lines of processes written anew."""
+    """Return docs/development.md with the map of packages and the lines of processes."""
     rows = [_map_row(*package) for package in _packages()]
     table = [
         "| package | what it is | where it runs, what it trusts, who may import it |",
@@ -422,7 +422,7 @@ def _shown_site() -> dict[str, Any]:
 
 
 def operations_page() -> str:
-    """Return docs/operations.md with the screen of `mep top` drawn anew, wide and narrow."""
+    """Return docs/operations.md with the screen of `mep top` in both widths."""
     screens = ["```text\n" + "\n".join(text_of(_shown_site(), width, cut=True)) + "\n```\n" for width in (118, 64)]
     text = f"{screens[0]}\nOn a terminal of 64 columns:\n\n{screens[1]}"
     return _SCREEN.sub(lambda _: "\n" + text + "\n", (HERE / "operations.md").read_text())

@@ -101,7 +101,7 @@ def value_of(value: Any) -> Any:
 
 
 class _Digesting:
-    """A file that passes on what is written to it, and knows its SHA-256."""
+    """A file that passes its data on, and knows its SHA-256."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._digest, self.size = file, hashlib.sha256(), 0

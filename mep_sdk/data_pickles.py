@@ -184,6 +184,6 @@ def load(frame: DataFrame, read: Callable[[Sequence[Part]], Iterator[bytes]], wh
     try:
         return encoding.load_with(lambda: [unpickler.load() for _ in range(frame.loads)], frame.tag, what, where)
     except Exception:
-        if failed:  # it says what is the matter, and the unpickler only that an end is missing
+        if failed:  # it says why, and the unpickler only that an end is missing
             raise failed[0] from None
         raise

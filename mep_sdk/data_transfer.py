@@ -170,7 +170,7 @@ class DataTransfer:
     # --- results ----------------------------------------------------------------------------------------
 
     def load_result(self, payload: bytes) -> Any:
-        """Return the value of a result by reference, which is fetched meanwhile. Raises DataCorrupt, DataUnreadable,
+        """Return the value of a result by reference, and fetch it. Raises DataCorrupt, DataUnreadable,
         DataNotFound, and what Transport.request raises."""
         try:
             frame = read_data(payload)

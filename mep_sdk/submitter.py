@@ -324,7 +324,7 @@ class Submitter:
             with self._change:
                 self._sending.discard(item.future.task_id)
                 if item.future.task_id not in self._pending:
-                    continue  # cancelled meanwhile
+                    continue  # cancelled in between
                 self._unsent.add(item.future.task_id)
                 self._deferred.add(item.future.task_id)
             if item.otherwise is not None:
@@ -366,7 +366,7 @@ class Submitter:
                 listener.group_known()
 
     def _without_expired(self, groups: list[list[Item]], error: DataExpired) -> list[list[Item]]:
-        """Fail the tasks whose arguments the relay has no more; return the others."""
+        """Fail the tasks whose arguments the relay has dropped; return the others."""
         needed = {id(item): digests_of(item.payload) for group in groups for item in group if is_data(item.payload)}
         missing = self.client.data.missing(itertools.chain.from_iterable(needed.values()))
         lost = {key for key, digests in needed.items() if missing.intersection(digests)}

@@ -1,8 +1,8 @@
 """Keeps a task's printed output for its person: Python's own streams write to the worker's log as always, and here.
 
 The end of each stream is kept, up to MOST_BYTES. Output of other programs and of C libraries goes to the log alone.
-Workers that run one task at a time install it; the task runner then asks for each task's output. While a task runs
-whose person wants to see it live, all of it is also passed to a `Copy`, with the output of a ShellFunction's command.
+Workers that run one task at a time install it; the task runner then asks for each task's output. While a person
+watches a task live, all of its output is also passed to a `Copy`, with the output of a ShellFunction's command.
 """
 
 from __future__ import annotations

@@ -208,7 +208,7 @@ def remove_installer_files(site: Path) -> None:
 
 
 def install_all(build: Build, site: Path, wheel: Path, lock_file: Path, *, version: str = "") -> None:
-    """Install what is locked, and our own wheel, into the directory `site`."""
+    """Install the locked distributions, and our own wheel, into the directory `site`."""
     build.install_offline(site, "--require-hashes", "-r", lock_file, version=version)
     build.install_offline(site, wheel, version=version)
 

@@ -134,7 +134,7 @@ class DataCache:
             return True
 
     def _found(self) -> dict[bytes, int]:
-        """Return what is here: the files of earlier processes are found once, and left-overs removed."""
+        """Return the pieces here: the files of earlier processes are found once, and left-overs removed."""
         if self._sizes is not None:
             return self._sizes
         self._sizes, found = {}, []

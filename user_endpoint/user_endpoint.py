@@ -279,7 +279,7 @@ class UserEndpoint:
             self._run(task, code)
 
     def _run_with_data(self, task: messages.TaskItem) -> None:
-        """Run a task that has waited for its data. Its function's code was not kept meanwhile."""
+        """Run a task that has waited for its data. Its function's code was not kept."""
         try:
             code = self._admission.code_of(task)
         except Refusals as error:

@@ -1,7 +1,7 @@
 """Looks at an endpoint again and again, through restarts and kills of its monitor. For `mep top`.
 
 A look never fails once one has succeeded. While the monitor is away, its keepers' records say which user endpoints
-still run, and a notice says what is not known. After the return, it says which user endpoints have ended meanwhile.
+still run, and a notice names the unknown. After the return, it names the user endpoints that have ended.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class EndpointWatch:
 
 
 def _return(absence: _Absence, value: dict[str, Any], now: float) -> str:
-    """Describe a monitor's return, and which user endpoints have ended meanwhile."""
+    """Describe a monitor's return, and the user endpoints that have ended since."""
     there = {one["uep_id"] for one in value["user_endpoints"]}
     lost = [f"{uep_id} ({user})" for uep_id, user in absence.before.items() if uep_id not in there]
     ended = f"; ended meanwhile: {', '.join(lost)}" if lost else ""

@@ -32,7 +32,7 @@ from relay.link.base import Peer
 from relay.log import peer_log
 
 KEEP_S = 24 * 3600.0
-"""How long an uploaded piece is kept that no task refers to: a client may have to wait for its relay meanwhile."""
+"""How long an uploaded piece is kept that no task refers to: a client may have to wait for its relay."""
 _DIGEST_BYTES = 32
 _AT_ONCE = 16
 """Pieces that are read for user endpoints at a time: they wait in memory until their link takes them."""

@@ -114,7 +114,7 @@ class Dependents:
         self._held: Counter[int] = Counter()
 
     def recover(self) -> list[int]:
-        """After the relay's start: know what is stored. Return the rows of awaited tasks, which may have ended."""
+        """After the relay's start: read the stored ones. Return the rows of awaited tasks, which may have ended."""
         self._awaited = set(self._store.awaited())
         self._rows = dict(self._store.dependent_rows())
         self._held = Counter(self._rows.values())

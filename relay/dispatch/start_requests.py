@@ -62,7 +62,7 @@ class StartRequester:
     def __init__(self, live: LiveState, delivery: TaskDelivery, key: Signer) -> None:
         self._live, self._delivery, self._key = live, delivery, key
         self.over: Callable[[Uep], None] = lambda _uep: None
-        """Called when a start has come to nothing: what was told of its last process meanwhile may be acted upon."""
+        """Called when a start has come to nothing: what was told of its last process may be acted upon."""
 
     def want(self, uep: Uep) -> None:
         """Ask for this user endpoint if it has tasks, no link, no start under way, and may be asked for now."""

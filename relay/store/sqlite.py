@@ -692,7 +692,7 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         (owner,) = self._db.execute(sql.OWNER_OF_TASK, (ending.row,)).fetchone()
         for digest in ending.digests:
             found = self._db.execute(sql.OWN_PIECE, (owner, digest)).fetchone()
-            if found is not None:  # else it was not stored before: whoever reads the result is told
+            if found is not None:  # else it was not stored before, and the reader of the result is told
                 self._db.execute(sql.USE_CHUNK, (found[0], ending.row, 1))
 
     def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:

@@ -94,7 +94,7 @@ class RingReader:
         return found
 
     def _piece(self, stream: int, written: int, floor: int, most: int) -> tuple[int, bytes] | None:
-        """Return the position and the data of the new part of one stream, less all that was overwritten meanwhile."""
+        """Return the position and the data of the new part of one stream, less all that was overwritten."""
         start = max(self._read[stream], written - most, floor)
         if written <= start:
             return None

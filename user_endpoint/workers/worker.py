@@ -47,6 +47,12 @@ class FunctionCache:
         """Return the code, or None."""
         return self._code.get(function_id)
 
+    def take(self, function_id: str, code: bytes | None) -> bytes | None:
+        """Return the code that a task came with, or that an earlier one did, or None."""
+        if code is not None:
+            self.add(function_id, code)
+        return self.get(function_id)
+
 
 def serve(
     sock: _socket.socket,
@@ -81,10 +87,7 @@ def serve(
             (row, task_id, function_id, code, payload, variables, attempt), _ = datagrams.receive(sock)
         except datagrams.PeerGone:
             return
-        if code is not None:
-            functions.add(function_id, code)
-        function = functions.get(function_id)
-        if function is None:
+        if (function := functions.take(function_id, code)) is None:
             datagrams.send(sock, (row, datagrams.NEED_FUNCTION, "", b"", 0.0, 0.0))
             continue
         if log is not None and not log.note(row, task_id, attempt):

@@ -139,7 +139,7 @@ class AdminSocket(Part):
             if len(self._closer.pids) >= MAX_CLOSING:
                 raise BlockingIOError
             connection, _ = self._listener.accept()
-        except OSError:  # the connection waits, and the loop must not turn meanwhile
+        except OSError:  # the connection waits, and the loop must not turn
             listener = self._listener.fileno()
             self._loop.want(listener, 0)
             self._loop.after(_PAUSE_S, lambda: self._loop.want(listener, READ))

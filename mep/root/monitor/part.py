@@ -1,4 +1,4 @@
-"""What the monitor's parts share: the configuration, the logs, the loop, and what is known of user endpoints.
+"""What the monitor's parts share: the configuration, the logs, the loop, and the known user endpoints.
 
 Nothing here acts or holds a channel. A part that acts on another is given that part in its own constructor.
 """
