@@ -159,7 +159,7 @@ class DataMissing(MepError, TaskExecutionFailed):
 
 
 class DataDamaged(MepError, TaskExecutionFailed):
-    """{key} in {store} has other bytes than were put there, and is not loaded. Remove it and put the value again."""
+    """{key} in {store} no longer has the bytes that were put there, so it is not loaded. Remove it and put it again."""
 
     code = "DATA_DAMAGED"
 

@@ -108,7 +108,7 @@ class ScopeMissing(MepError):
 
 
 class LoginRequired(MepError):
-    """The authentication policy {policy} asks for a login that yours is not: {reason}. Log in again: {remedy}."""
+    """Your login does not meet the authentication policy {policy}: {reason}. Log in again: {remedy}."""
 
     code = "LOGIN_REQUIRED"
     http_status = 403
@@ -171,7 +171,7 @@ class HighAssurance(MepError):
 
 
 class ClientForbidden(MepError):
-    """The token's client may not {what}. Its permissions are the relay's administrator's to give."""
+    """The token's client may not {what}. Only the relay's administrator can permit it."""
 
     code = "CLIENT_FORBIDDEN"
     http_status = 403
@@ -291,8 +291,8 @@ class IdConflict(MepError):
 
 
 class NameReserved(MepError):
-    """The {kind} {name} belonged to another here, and what was meant for that one would go to you. Choose another name.
-    The relay's administrator can give it away with `mep-relay name free`."""
+    """The {kind} {name} belonged to another person here, and things meant for them would go to you. Choose another
+    name. The relay's administrator can free this one with `mep-relay name free`."""
 
     code = "NAME_RESERVED"
     http_status = 409
@@ -327,7 +327,7 @@ class UserConfigReserved(MepError):
 
 
 class RelayBusy(MepError):
-    """The relay is reading as much of {what} requests as it can hold. Try again in a moment."""
+    """The relay has reached its limit for {what} requests. Try again in a moment."""
 
     code = "RELAY_BUSY"
     http_status = 503
@@ -355,21 +355,21 @@ class DataNotOffered(MepError):
 
 
 class DataNotFound(MepError):
-    """There is no piece of data {digest} of yours here. It was never uploaded, or no task has needed it for long."""
+    """There is no piece of data {digest} of yours here. It was never uploaded, or no task needs it any more."""
 
     code = "DATA_NOT_FOUND"
     http_status = 404
 
 
 class DataMismatch(MepError):
-    """The bytes that came have not the SHA-256 {digest}, so nothing was stored. Send them again."""
+    """The bytes that came do not have the SHA-256 {digest}, so nothing was stored. Send them again."""
 
     code = "DATA_MISMATCH"
     http_status = 422
 
 
 class DataExpired(MepError):
-    """The relay no longer has {count} pieces of these arguments: it keeps them {hours} h for a task that has not come.
+    """The relay no longer has {count} pieces of these arguments: without a task it keeps pieces for {hours} h.
     Submit again."""
 
     code = "DATA_EXPIRED"
