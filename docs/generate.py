@@ -468,7 +468,7 @@ _REASONS = {
     "TaskExecutionFailed.SERDE_REGEX": "part of how it prints itself",
     "TaskExecutionFailed.WORKER_LOST_REGEX": "part of how it prints itself",
     "ComboSerializationStrategy": "its `serialize` takes the first way that fits",
-    "SerializationStrategy": "strategies of one's own are not used: workers know MEP's alone",
+    "SerializationStrategy": "custom strategies are not used: workers know only MEP's",
     "DEFAULT_STRATEGY_CODE": "MEP's default is CombinedCode",
 }
 
@@ -511,7 +511,7 @@ def _parity_row(name: str, theirs: dict[str, Any], ours: dict[str, Any] | None) 
     elif not _takes_all(theirs["arguments"], ours["arguments"]):
         verdict = "differs"
     else:
-        verdict = "same names, and differs" if reason else "same"
+        verdict = "same arguments, but differs" if reason else "same"
     if verdict != "same" and not reason:
         raise LookupError(
             f"{name}: {verdict}, and nothing says why ({theirs['arguments']}, {ours and ours['arguments']})"
@@ -523,11 +523,12 @@ def globus_page() -> str:
     """Return docs/globus-compute.md. Raises LookupError for a difference without a reason."""
     told = json.loads((HERE / "globus_compute_api.json").read_text())
     describe = _loaded_from("globus_compute_api").described
-    lines = [NOTE, "# The SDK beside Globus Compute's\n"]
+    lines = [NOTE, "# The SDK compared with Globus Compute's\n"]
     lines.append(
         f"Each public name of globus-compute-sdk {told['version']}, and whether a call of it runs with the import line "
         "changed: `from mep_sdk import Executor` for `from globus_compute_sdk import Executor`. `same`: MEP's takes "
-        "the same arguments in the same places, and may take more by keyword.\n"
+        "the same arguments in the same places, and may take more by keyword. `same arguments, but differs`: the "
+        "effect differs as the last column says. `differs`: a call may need a change.\n"
     )
     for theirs, ours in _OUR_MODULES.items():
         module = importlib.import_module(ours)
