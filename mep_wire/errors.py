@@ -369,7 +369,7 @@ class DataMismatch(MepError):
 
 
 class DataExpired(MepError):
-    """The relay no longer has {count} pieces of these arguments: without a task it keeps pieces for {hours} h.
+    """The relay no longer has {count} pieces of these arguments: it keeps them {hours} h without a task.
     Submit again."""
 
     code = "DATA_EXPIRED"
