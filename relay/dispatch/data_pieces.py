@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mep_wire import codec, messages
 from mep_wire.errors import (
@@ -35,10 +36,19 @@ KEEP_S = 24 * 3600.0
 """How long an uploaded piece is kept that no task refers to: a client may have to wait for its relay."""
 _DIGEST_BYTES = 32
 _AT_ONCE = 16
-"""Pieces that are read for user endpoints at a time: they wait in memory until their link takes them."""
+"""Pieces that are read for user endpoints at a time. Those of a link that takes nothing just now do not count."""
 _SLOW_PEER_S = 0.05
-_MOST_OF_LINK = 2 * MAX_PIECES_WANTED
-"""Those of the link before may still be under way."""
+_MOST_UNDER_WAY = 4 * MAX_PIECES_WANTED
+"""Of one user endpoint, in both directions: those of the link before may still be under way."""
+
+
+@dataclass(eq=False, slots=True)
+class _UnderWay:
+    """The pieces under way of one key."""
+
+    count: int = 0
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Of the piece that waits for the link, or is read for it: the others are not in memory yet."""
 
 
 class DataPieces:
@@ -48,7 +58,7 @@ class DataPieces:
         self._live, self._payloads, self._quota = live, payloads, quota
         self.most_bytes = most_bytes if payloads.takes_pieces else 0
         self._reading = asyncio.Semaphore(_AT_ONCE)
-        self._under_way: dict[bytes, int] = {}
+        self._under_way: dict[bytes, _UnderWay] = {}
 
     # --- for people -------------------------------------------------------------------------------
 
@@ -97,14 +107,20 @@ class DataPieces:
 
     async def _send(self, uep: Uep, peer: Peer, digest: bytes) -> None:
         try:
-            async with self._reading:
-                piece = await self._piece(uep, digest)
+            async with self._under_way[peer.key].turn:
                 while uep.peer is peer and not self._live.link_.writable(peer):  # noqa: ASYNC110 - as for tasks
                     await asyncio.sleep(_SLOW_PEER_S)
                 if uep.peer is peer:
-                    self._live.link_.send(peer, codec.encode(piece))
+                    await self._read_and_send(uep, peer, digest)
         finally:
             self._end(peer)
+
+    async def _read_and_send(self, uep: Uep, peer: Peer, digest: bytes) -> None:
+        """Send a piece to a link that takes it: no other link's pieces wait for this one."""
+        async with self._reading:
+            piece = await self._piece(uep, digest)
+            if uep.peer is peer:
+                self._live.link_.send(peer, codec.encode(piece))
 
     async def _piece(self, uep: Uep, digest: bytes) -> messages.Piece:
         try:
@@ -135,14 +151,16 @@ class DataPieces:
     def _begin(self, uep: Uep) -> Peer:
         """Count a piece under way. Raises LinkMessageInvalid for too many: they are held in memory."""
         peer = uep.peer
-        if peer is None or (count := self._under_way.get(peer.key, 0)) >= _MOST_OF_LINK:
+        of_key = self._under_way.get(peer.key) if peer is not None else None
+        if peer is None or (of_key is not None and of_key.count >= _MOST_UNDER_WAY):
             raise LinkMessageInvalid(reason="more pieces of data than may be under way")
-        self._under_way[peer.key] = count + 1
+        self._under_way.setdefault(peer.key, _UnderWay()).count += 1
         return peer
 
     def _end(self, peer: Peer) -> None:
-        self._under_way[peer.key] -= 1
-        if not self._under_way[peer.key]:
+        of_key = self._under_way[peer.key]
+        of_key.count -= 1
+        if not of_key.count:
             del self._under_way[peer.key]
 
     def _log(self, event: str, uep: Uep, error: MepError) -> None:

@@ -183,7 +183,7 @@ def test_too_many_pieces_under_way_cut_the_link(relay: RelayProcess) -> None:
     lab = FakeManager(relay, alice.token).hello()
     submit(alice, lab, alice.function(), [digest_of(DATA)])
     uep = lab.start()
-    uep.send(messages.WantPieces(digests=[bytes.fromhex(digest_of(DATA))] * (2 * MAX_PIECES_WANTED + 1)))
+    uep.send(messages.WantPieces(digests=[bytes.fromhex(digest_of(DATA))] * (4 * MAX_PIECES_WANTED + 1)))
     refused = uep.receive()
     while not isinstance(refused, messages.Refused):
         refused = uep.receive()

@@ -1,0 +1,111 @@
+"""Pieces of data for user endpoints: a link that is not read holds up no other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from mep_wire import codec, messages
+from mep_wire.errors import LinkMessageInvalid
+from mep_wire.limits import MAX_PIECES_WANTED
+from relay.dispatch import data_pieces
+from relay.dispatch.data_pieces import DataPieces
+from relay.dispatch.live_state import Uep
+from relay.link.base import Peer
+
+
+class Site:
+    """A relay with links that are read or not, and pieces that are read from a storage."""
+
+    def __init__(self) -> None:
+        self.tasks: list[asyncio.Task[None]] = []
+        self.unread: set[bytes] = set()
+        self.sent: list[tuple[bytes, messages.ToUep]] = []
+        self.reading = self.most_reading = 0
+        live = SimpleNamespace(store=self, link_=self, run=self.run)
+        payloads = SimpleNamespace(takes_pieces=True, fetch=self.fetch)
+        self.pieces = DataPieces(cast("Any", live), cast("Any", payloads), cast("Any", None), 1 << 30)
+
+    def run(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(asyncio.get_running_loop().create_task(work))
+
+    def piece_of_uep(self, owner: str, digest: bytes, uep_row: int) -> str:
+        return f"{owner}/{digest.hex()}"
+
+    async def fetch(self, name: str) -> bytes:
+        self.reading += 1
+        self.most_reading = max(self.most_reading, self.reading)
+        await asyncio.sleep(0)
+        self.reading -= 1
+        return name.encode()
+
+    def writable(self, peer: Peer) -> bool:
+        return peer.key not in self.unread
+
+    def send(self, peer: Peer, frame: bytes) -> bool:
+        self.sent.append((peer.key, codec.decode_to_uep(frame)))
+        return True
+
+    def uep(self, number: int) -> Uep:
+        peer = Peer(key=bytes([number]) * 32, address=b"", last_seen=0.0)
+        return cast("Uep", SimpleNamespace(peer=peer, row=number, record=SimpleNamespace(account_id="a", uep_id="u")))
+
+    def want(self, uep: Uep, count: int) -> None:
+        self.pieces.send(uep, messages.WantPieces(digests=[bytes([each]) * 32 for each in range(count)]))
+
+    async def end(self) -> None:
+        """Have all links be read, until nothing is under way."""
+        self.unread.clear()
+        await asyncio.gather(*self.tasks)
+
+
+def test_links_that_are_not_read_hold_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_pieces, "_SLOW_PEER_S", 0.0)
+
+    async def scene() -> None:
+        site = Site()
+        slow = [site.uep(number) for number in range(1, 9)]
+        for each in slow:
+            site.unread.add(each.peer.key if each.peer else b"")
+            site.want(each, MAX_PIECES_WANTED)
+        await asyncio.sleep(0)
+        quick = site.uep(100)
+        site.want(quick, MAX_PIECES_WANTED)
+        async with asyncio.timeout(60):
+            await asyncio.gather(*site.tasks[-MAX_PIECES_WANTED:])
+        assert [key[0] for key, _ in site.sent] == [100] * MAX_PIECES_WANTED
+        await site.end()
+        assert len(site.sent) == (len(slow) + 1) * MAX_PIECES_WANTED
+
+    asyncio.run(scene())
+
+
+def test_one_piece_of_a_link_is_in_memory_at_a_time() -> None:
+    async def scene() -> None:
+        site = Site()
+        site.want(site.uep(1), 2 * MAX_PIECES_WANTED)
+        await site.end()
+        assert (len(site.sent), site.most_reading) == (2 * MAX_PIECES_WANTED, 1)
+
+    asyncio.run(scene())
+
+
+def test_a_link_that_comes_back_may_ask_and_bring_again_while_the_one_before_is_served() -> None:
+    async def scene() -> None:
+        site = Site()
+        uep = site.uep(1)
+        site.want(uep, 2 * MAX_PIECES_WANTED)  # both directions were in use
+        uep.peer = Peer(key=uep.peer.key if uep.peer else b"", address=b"again", last_seen=0.0)
+        site.want(uep, 2 * MAX_PIECES_WANTED)
+        with pytest.raises(LinkMessageInvalid):
+            site.want(uep, 1)
+        await site.end()
+        assert len(site.sent) == 2 * MAX_PIECES_WANTED  # those of the link before are not sent
+        site.want(uep, 1)
+        await site.end()
+
+    asyncio.run(scene())
