@@ -24,7 +24,7 @@ STREAMS = ("stdout", "stderr")
 MOST_WAITING_CHARS = 1024 * 1024
 """How much waits for a slow terminal: what came last."""
 _KEEP_IDLE_S = 5.0
-_NOTE = re.compile(rb"\[([0-9,]{1,30}) bytes came before; [^\n]*\]\n")
+_NOTE = re.compile(rb"\[([0-9][0-9,]{0,29}) bytes came before; [^\n]*\]\n")
 """What task_output puts before the end of a longer output."""
 _utf_8 = codecs.getincrementaldecoder("utf-8")
 

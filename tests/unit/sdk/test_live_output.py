@@ -71,6 +71,13 @@ def test_the_end_of_a_longer_output_follows_what_came() -> None:
     assert live.rest(encoding.with_output(b"", [later, b""])) == ("\n[1,000 bytes left out]\nlast\n", "")
 
 
+def test_a_task_may_print_what_looks_like_such_a_note() -> None:
+    for printed in (b"[, bytes came before; yes]\n", b"[ bytes came before; yes]\n"):
+        live = LiveText()
+        live.take(piece(0, printed))
+        assert live.rest(encoding.with_output(b"", [printed + b"end\n", b""])) == ("end\n", "")
+
+
 def test_without_live_output_the_result_brings_all() -> None:
     end = b"[1,091 bytes came before; the worker's log at the site has more]\nlast\n"
     assert LiveText().rest(encoding.with_output(b"", [end, b"err\n"])) == (end.decode(), "err\n")
