@@ -160,7 +160,7 @@ async def _push(
         while not gone.done():
             event.clear()
             if queue is not None and (output := queue.take()):  # before the results that may have come after it
-                await right.check(set())
+                await right.check(queue.uep_rows)
                 await send({"type": "websocket.send", "bytes": _encoder.encode(StreamOutput(output=output))})
             found = service.store.completions(group.row, cursor, PAGE, PAGE_BYTES)
             await right.check({one.uep_row for one in found})

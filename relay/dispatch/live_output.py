@@ -29,9 +29,12 @@ class OutputQueue:
         self._event = event
         self._items: deque[StreamedOutput] = deque()
         self._bytes = 0
+        self.uep_rows: set[int] = set()
+        """Where the output came from: what the right to it depends on."""
 
-    def put(self, item: StreamedOutput) -> None:
+    def put(self, item: StreamedOutput, uep_row: int) -> None:
         """Add an item, and drop the oldest ones where they are too many."""
+        self.uep_rows.add(uep_row)
         self._items.append(item)
         self._bytes += len(item.data) + _ITEM_BYTES
         while self._bytes > MOST_WAITING_BYTES and len(self._items) > 1:
@@ -84,7 +87,7 @@ class LiveOutput:
                 continue
             streamed = StreamedOutput(item.task_id, item.attempt, item.stream, item.position, item.data)
             for queue in self._queues.get(group_row, ()):
-                queue.put(streamed)
+                queue.put(streamed, uep_row)
 
     def _of(self, task_id: str) -> tuple[int, int]:
         """Return the rows of a task's user endpoint and group; 0 for an unknown task."""

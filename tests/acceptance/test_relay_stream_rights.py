@@ -17,7 +17,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from mep_sdk import Client, Executor
-from mep_wire import api
+from mep_wire import api, messages
 from mep_wire.errors import EndpointNotShared, TokenUnknown
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.fake_peer import FakeManager
@@ -166,6 +166,26 @@ def test_a_group_that_is_left(scene: Scene) -> None:
     stream = scene.stream(scene.ann(), endpoint)
     goes_on(stream)
     scene.ok("PUT", f"/v3/groups/{group}", {"name": "g", "members": []})
+    assert refusal(stream) == "ENDPOINT_NOT_SHARED"
+
+
+def test_the_output_of_a_task_that_came_later_is_of_its_own_endpoint(scene: Scene) -> None:
+    """The group may have begun at another endpoint, to which the right goes on."""
+    token, group = scene.ann(), str(uuid.uuid4())
+    person, lab = scene.person(token), FakeManager(scene.relay, scene.olga)
+    lab.hello()
+    function = person.function()
+    person.submit(scene.endpoint, function, ["p"], task_group_id=group)
+    stream = person.stream(group, output=True)
+    goes_on(stream)
+    person.submit(lab.endpoint_id, function, ["p"], task_group_id=group)
+    uep = lab.start()
+    uep.credit(1)
+    (task,) = uep.take(1)
+    item = messages.PrintedItem(task.row, task.task_id, 1, 0, 0, b"hers\n")
+    uep.send(messages.Printed(items=[item]))
+    assert stream.output() == [(task.task_id, 0, b"hers\n")]
+    scene.ok("PUT", f"/v3/endpoints/{lab.endpoint_id}/access", {"people": []})
     assert refusal(stream) == "ENDPOINT_NOT_SHARED"
 
 

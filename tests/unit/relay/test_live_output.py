@@ -18,7 +18,7 @@ def test_the_latest_waits_and_the_oldest_goes() -> None:
     event = asyncio.Event()
     queue = OutputQueue(event)
     for number in range(100):
-        queue.put(piece(number))
+        queue.put(piece(number), 1)
     assert event.is_set()
     taken: list[StreamedOutput] = []
     while True:
@@ -36,5 +36,5 @@ def test_the_latest_waits_and_the_oldest_goes() -> None:
 def test_a_piece_of_any_size_is_passed_on() -> None:
     queue = OutputQueue(asyncio.Event())
     huge = StreamedOutput("t", 1, 0, 0, b"x" * (2 * MOST_WAITING_BYTES))
-    queue.put(huge)
+    queue.put(huge, 1)
     assert queue.take() == [huge]
