@@ -17,6 +17,10 @@ from relay.store.base import Store
 MOST_WAITING_BYTES = 1024 * 1024
 """How much output waits for one slow client: the latest."""
 FRAME_BYTES = 256 * 1024
+MOST_ITEMS = 10_000
+"""Items of one message that are looked at: each keeps the event loop from others."""
+MOST_ASKED = 500
+"""Tasks that the store is asked for, for one message. What others have printed is left out this time."""
 _MOST_KNOWN = 10_000
 _ITEM_BYTES = 128
 """What an item costs beyond its data, about."""
@@ -80,10 +84,16 @@ class LiveOutput:
             del self._queues[group_row]
 
     def printed(self, uep_row: int, items: Sequence[PrintedItem]) -> None:
-        """Pass on what a user endpoint says of its own tasks; what it says of others is dropped."""
-        for item in items if self._queues else ():
+        """Pass on what a user endpoint says of its own tasks; what it says of others is dropped, as is too much."""
+        asked = 0
+        for item in items[:MOST_ITEMS] if self._queues else ():
+            if item.stream not in (0, 1) or item.position < 0 or len(item.data) > FRAME_BYTES:
+                continue
+            asked += item.task_id not in self._known
+            if asked > MOST_ASKED:
+                return
             of_uep, group_row = self._of(item.task_id)
-            if of_uep != uep_row or item.stream not in (0, 1) or item.position < 0:
+            if of_uep != uep_row:
                 continue
             streamed = StreamedOutput(item.task_id, item.attempt, item.stream, item.position, item.data)
             for queue in self._queues.get(group_row, ()):
