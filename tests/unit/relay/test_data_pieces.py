@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import threading
 from collections.abc import Coroutine
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -12,10 +15,12 @@ import pytest
 from mep_wire import codec, messages
 from mep_wire.errors import LinkMessageInvalid
 from mep_wire.limits import MAX_PIECES_WANTED
-from relay.dispatch import data_pieces
+from relay.dispatch import data_pieces, payloads
 from relay.dispatch.data_pieces import DataPieces
 from relay.dispatch.live_state import Uep
+from relay.dispatch.payloads import Payloads
 from relay.link.base import Peer
+from relay.store.chunks import ChunkDirectory, new_name
 
 
 class Site:
@@ -82,6 +87,22 @@ def test_links_that_are_not_read_hold_up_no_other(monkeypatch: pytest.MonkeyPatc
         assert len(site.sent) == (len(slow) + 1) * MAX_PIECES_WANTED
 
     asyncio.run(scene())
+
+
+def test_the_event_loop_reads_and_checks_no_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small tasks would wait for megabytes."""
+    data, threads = b"large", list[threading.Thread]()
+    chunks, name = ChunkDirectory(tmp_path), new_name("alice", hashlib.sha256(data).digest())
+    chunks.put(name, data)
+
+    def noting(data: bytes) -> Any:
+        threads.append(threading.current_thread())
+        return hashlib.sha256(data)
+
+    monkeypatch.setattr(payloads, "hashlib", SimpleNamespace(sha256=noting))
+    assert asyncio.run(Payloads(cast("Any", None), chunks).fetch(name)) == data
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_one_piece_of_a_link_is_in_memory_at_a_time() -> None:
