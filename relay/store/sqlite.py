@@ -710,6 +710,7 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         query = sql.OLDEST_DELIVERED if delivered else sql.OLDEST_RESULTS
         oldest = self._db.execute(query, (limit,)).fetchall()
         old = [one for one in oldest if one[2] < ended_before]
+        self._leave_pieces([row for _, row, *_ in old])
         for statement in sql.SWEEP:
             self._db.executemany(statement, [(row,) for _, row, *_ in old])
         self._db.executemany(sql.SWEEP_RESULT, [(seq,) for seq, *_ in old])
@@ -721,8 +722,14 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         """A backup has copied the database and now copies the chunks: those that it refers to must be there still."""
         self._db.executemany(sql.LEAVE_CHUNK, [(time.time(), name) for name in sorted(names - {""})])
 
+    def _leave_pieces(self, rows: Sequence[int]) -> None:
+        if rows and self._db.execute(sql.HAS_USES).fetchone()[0]:
+            now = time.time()
+            self._db.executemany(sql.LEAVE_PIECES, [(now, now, row) for row in rows])
+
     def drop_inputs(self, after: int, limit: int) -> int:
         ended = self._db.execute(sql.ENDED_INPUTS, (after, limit)).fetchall()
+        self._leave_pieces([row for _, row, *_ in ended])
         self._db.executemany(sql.DROP_INPUT, [(row,) for _, row, *_ in ended])
         self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, group, size, _ in ended if size])
         self._leave_chunks({name for *_, name in ended})

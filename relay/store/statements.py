@@ -307,6 +307,11 @@ OWN_PIECE = "SELECT name FROM chunks WHERE owner = ? AND digest = ? AND stored =
 KEEP_PIECE = "UPDATE chunks SET touched_at = ? WHERE owner = ? AND digest = ? AND stored = 1 RETURNING name"
 OWNER_OF_TASK = "SELECT g.owner FROM tasks t JOIN task_groups g ON g.group_row = t.group_row WHERE t.row = ?"
 USE_CHUNK = "INSERT INTO chunk_uses (chunk, row, in_result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+HAS_USES = "SELECT EXISTS (SELECT 1 FROM chunk_uses)"
+# As LEAVE_CHUNK, for the pieces of a task. One that was uploaded for longer stays for longer.
+LEAVE_PIECES = (
+    "UPDATE chunks SET touched_at = ? WHERE touched_at < ? AND name IN (SELECT chunk FROM chunk_uses WHERE row = ?)"
+)
 FORGET_USES = "DELETE FROM chunk_uses WHERE chunk = ?"
 # A user endpoint reads what its own unfinished tasks need, arguments and results of the tasks that they wait for.
 PIECE_OF_UEP = (
@@ -318,7 +323,10 @@ PIECE_OF_UEP = (
 )
 KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
 # Every chunk that a task or a result refers to.
-REFERRED_CHUNKS = "SELECT chunk FROM inputs WHERE chunk <> '' UNION SELECT chunk FROM results WHERE chunk <> ''"
+REFERRED_CHUNKS = (
+    "SELECT chunk FROM inputs WHERE chunk <> '' UNION SELECT chunk FROM results WHERE chunk <> '' UNION "
+    "SELECT chunk FROM chunk_uses u WHERE u.in_result = 1 OR EXISTS (SELECT 1 FROM inputs i WHERE i.row = u.row)"
+)
 
 # --- unused for long ----------------------------------------------------------------------------------
 

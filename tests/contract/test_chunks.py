@@ -15,7 +15,9 @@ import pytest
 
 from mep_wire.states import TaskState
 from relay.store.chunks import NAME, ChunkDirectory, ChunkMissing, Chunks, ChunksUnavailable, new_name
+from relay.store.maintenance import Database, SqliteDatabase
 from relay.store.postgres import PostgresStore
+from relay.store.postgres_maintenance import PostgresDatabase
 from relay.store.records import FunctionRef, NewTask, TaskEnding
 from relay.store.s3_chunks import S3Chunks
 from relay.store.sqlite import SqliteStore
@@ -139,6 +141,43 @@ def _left(store: SqliteStore | PostgresStore) -> None:
     do(lambda tx: tx.sweep(2.0, 10))  # the newest stays
     assert do(lambda tx: tx.collect_chunks(before, 10)) == []
     assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10))) == sorted(names)
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_piece_is_kept_for_a_while_after_its_last_task_as_well(kind: str, tmp_path: Path) -> None:
+    if kind == "sqlite":
+        file = tmp_path / "relay.db"
+        _pieces_left(SqliteStore(file), SqliteDatabase(file))
+        return
+    with postgres() as server, server.database() as url:
+        _pieces_left(PostgresStore(url), PostgresDatabase(url, str))
+
+
+def _pieces_left(store: SqliteStore | PostgresStore, database: Database) -> None:
+    def do(change: Callable[[Any], Any]) -> Any:
+        return store.submit(change).result(60)
+
+    digests = [hashlib.sha256(b"%d" % number).digest() for number in range(3)]
+    names = [do(lambda tx, d=digest: tx.claim_chunk(new_name("a", d), "a", d, 4, 1.0))[0] for digest in digests]
+    for name in names:
+        do(lambda tx, name=name: tx.chunk_stored(name))
+    function = FunctionRef(row=1, function_id="f", owner="a", public=False)
+    tasks = [NewTask(task_id=bytes([n]) * 16, function=function, payload=b"", pieces=(names[0],)) for n in range(2)]
+    rows = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
+    ends = [TaskEnding(row=rows[0], state=TaskState.SUCCESS, payload=b"", digests=(digests[1],), stored_at=1.0)]
+    ends.append(TaskEnding(row=rows[1], state=TaskState.SUCCESS, payload=b"", stored_at=1.0))
+    do(lambda tx: tx.record_endings(1, ends))
+    before = time.time() - 60
+
+    assert database.referred_chunks() == set(names[:2])
+    assert do(lambda tx: tx.collect_chunks(before, 10)) == [names[2]]  # no task has needed it
+    do(lambda tx: tx.drop_inputs(0, 10))
+    assert database.referred_chunks() == {names[1]}
+    assert do(lambda tx: tx.sweep(2.0, 10)) == 1
+    assert database.referred_chunks() == set()
+    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
+    assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10))) == sorted(names[:2])
     store.close()
 
 
