@@ -6,8 +6,9 @@ which messages their senders may send.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class LinkSession:
@@ -31,6 +32,9 @@ class Peer:
     session: LinkSession | None = None
     waiting: list[bytes] = field(default_factory=list)
     waiting_bytes: int = 0
+    unsent: deque[tuple[Any, int]] = field(default_factory=deque)
+    """Large frames that the link layer has in memory: what says whether it still has one, and its size."""
+    unsent_bytes: int = 0
 
 
 class PlaneHandler(Protocol):

@@ -27,6 +27,10 @@ SEND_HWM = 32
 """Messages that ZeroMQ itself queues for one peer (bulk is at most a few megabytes a message)."""
 MAX_WAITING_BYTES = 16 * 1024 * 1024
 """Bytes that wait for a slow peer here before it is dropped."""
+LARGE_BYTES = 64 * 1024
+"""A frame of so many bytes is not copied, and counts until it has left."""
+MAX_UNSENT_BYTES = 16 * 1024 * 1024
+"""Above so many bytes of large frames that have not left, a peer is sent no more bulk: SEND_HWM counts messages."""
 WRITABLE_BYTES = 64 * 1024
 """Bytes waiting here up to which a peer may be sent more: a burst of short messages doesn't mean that it is slow."""
 FIRST_RETRY_S, LAST_RETRY_S = 0.0005, 0.02
@@ -179,12 +183,19 @@ class ZmqLink:
 
     def writable(self, peer: Peer) -> bool:
         """See `relay.link.base.Plane.writable`."""
-        return peer.waiting_bytes < WRITABLE_BYTES
+        _forget_sent(peer)
+        return peer.waiting_bytes < WRITABLE_BYTES and peer.unsent_bytes < MAX_UNSENT_BYTES
 
     def _try(self, peer: Peer, frame: bytes) -> bool:
         """Send now. False where the peer's queue is full or its connection closed."""
         try:
-            self._socket.send_multipart((peer.address, frame), zmq.NOBLOCK, copy=len(frame) < 65536)
+            if len(frame) < LARGE_BYTES:
+                self._socket.send_multipart((peer.address, frame), zmq.NOBLOCK)
+            else:
+                tracker = self._socket.send_multipart((peer.address, frame), zmq.NOBLOCK, copy=False, track=True)
+                _forget_sent(peer)
+                peer.unsent.append((tracker, len(frame)))
+                peer.unsent_bytes += len(frame)
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
                 self.drop(peer)
@@ -224,7 +235,8 @@ class ZmqLink:
         if self._peers.get(peer.address) is peer:
             del self._peers[peer.address]
         peer.waiting.clear()
-        peer.waiting_bytes = 0
+        peer.unsent.clear()
+        peer.waiting_bytes = peer.unsent_bytes = 0
 
     def stop(self) -> None:
         """See `relay.link.base.Plane.stop`."""
@@ -236,6 +248,11 @@ class ZmqLink:
         self._loop.remove_reader(self._zap.fileno())
         self._zap.close()
         self._context.term()
+
+
+def _forget_sent(peer: Peer) -> None:
+    while peer.unsent and peer.unsent[0][0].done:
+        peer.unsent_bytes -= peer.unsent.popleft()[1]
 
 
 def _user_id(key: bytes) -> bytes:

@@ -186,6 +186,31 @@ def test_what_a_slow_peer_does_not_take_waits_and_is_bounded(monkeypatch: pytest
     run(scenario)
 
 
+def test_large_messages_that_a_peer_does_not_read_are_few() -> None:
+    """A message may have the results of many tasks: 32 of those would be gigabytes."""
+
+    async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
+        dealer = Dealer(link_, public)
+        dealer.socket.rcvhwm = 1
+        dealer.socket.send(b"hello")
+        await until_async("a frame", lambda: handler.frames)
+        peer = handler.frames[0][0]
+        sent = 0
+        while link_.writable(peer) and sent < 1000:
+            assert link_.send(peer, b"%07d" % sent + bytes(4_000_000))
+            sent += 1
+            await asyncio.sleep(0)
+        assert sent < zmq_link.SEND_HWM // 2
+        for number in range(sent):
+            await until_async("a message", lambda: dealer.socket.poll(0))
+            assert dealer.socket.recv()[:7] == b"%07d" % number
+        await until_async("a peer that can be sent more", lambda: link_.writable(peer))
+        assert (list(peer.unsent), peer.unsent_bytes) == ([], 0)
+        dealer.socket.close()
+
+    run(scenario)
+
+
 def test_a_burst_of_short_messages_does_not_keep_bulk_back() -> None:
     async def scenario(link_: ZmqLink, handler: Handler, public: bytes) -> None:
         dealer = Dealer(link_, public)
