@@ -56,9 +56,9 @@ def hold(tx: Tx, added: Added, tasks: Sequence[NewTask]) -> list[int]:
     """Hold the tasks just stored that wait for others; return the rows of these. A task that was there before never
     begins to wait for a later one: that could close a circle."""
     awaited: list[int] = []
+    places = {each: tx.task_place(each) for each in dict.fromkeys(each for task in tasks for each in task.depends_on)}
     for row, task in zip(added.rows, tasks, strict=True):
-        places = [tx.task_place(each) for each in task.depends_on]
-        on_rows = [place[0] for place in places if place is not None]
+        on_rows = [place[0] for each in task.depends_on if (place := places[each]) is not None]
         if on_rows and not (added.repeated and max(on_rows) > row):
             tx.hold(row, on_rows)
             awaited += on_rows
@@ -71,7 +71,7 @@ def release(tx: Tx, on_rows: Iterable[int]) -> Released:
     look = list(on_rows)
     while look:
         endings: defaultdict[int, list[TaskEnding]] = defaultdict(list)
-        for row, uep_row in dict.fromkeys(each for on_row in look for each in tx.held_dependents(on_row)):
+        for row, uep_row in dict.fromkeys(each for on_row in look for each in tx.decided_dependents(on_row)):
             dependencies = tx.dependencies(row)
             failed = next((each for each in dependencies if _has_failed(each)), None)
             if failed is not None:

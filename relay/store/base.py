@@ -173,6 +173,10 @@ class TaskTx(Protocol):
     def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
         """Return the rows, and the user endpoints, of the held tasks that wait for this one."""
 
+    def decided_dependents(self, on_row: int) -> list[tuple[int, int]]:
+        """Return those among them that wait no longer: this one has failed, or all that they wait for have succeeded
+        or failed. None while this one is unfinished."""
+
     def dependencies(self, row: int) -> list[Dependency]:
         """Return the tasks that this one waits for, or has waited for."""
 

@@ -167,6 +167,9 @@ class DelegatingTx:
     def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
         return self._tx.held_dependents(on_row)
 
+    def decided_dependents(self, on_row: int) -> list[tuple[int, int]]:
+        return self._tx.decided_dependents(on_row)
+
     def dependencies(self, row: int) -> list[Dependency]:
         return self._tx.dependencies(row)
 

@@ -592,6 +592,10 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         found: list[tuple[int, int]] = self._db.execute(sql.HELD_DEPENDENTS, (on_row,)).fetchall()
         return found
 
+    def decided_dependents(self, on_row: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = self._db.execute(sql.DECIDED_DEPENDENTS, (on_row,)).fetchall()
+        return found
+
     def dependencies(self, row: int) -> list[Dependency]:
         return [_dependency(found) for found in self._db.execute(sql.DEPENDENCIES, (row,)).fetchall()]
 

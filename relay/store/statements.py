@@ -237,6 +237,13 @@ HELD_DEPENDENTS = (
     "SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row "
     f"WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END} ORDER BY d.row"
 )
+# Those that can be released or ended: this one has failed, or was the last. The search ends at the first open one.
+DECIDED_DEPENDENTS = (
+    "SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row "
+    f"LEFT JOIN tasks a ON a.row = d.on_row WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END} AND "
+    f"(a.state IS NULL OR a.state > {_END} OR a.state = {_END} AND NOT EXISTS (SELECT 1 FROM dependencies e "
+    f"JOIN tasks o ON o.row = e.on_row WHERE e.row = d.row AND o.state < {_END})) ORDER BY d.row"
+)
 DEPENDENCIES = (
     "SELECT o.task_id, o.state, coalesce(r.code, ''), coalesce(r.text, '') FROM dependencies d "
     "LEFT JOIN tasks o ON o.row = d.on_row LEFT JOIN results r ON r.seq = o.seq WHERE d.row = ? ORDER BY d.slot"

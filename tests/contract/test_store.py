@@ -19,6 +19,7 @@ from mep_wire.ids import uuid7
 from mep_wire.states import TaskState
 from relay.dispatch import dependencies
 from relay.store.base import Store
+from relay.store.delegating import DelegatingTx
 from relay.store.postgres import PostgresStore
 from relay.store.records import (
     Caller,
@@ -1033,6 +1034,37 @@ def test_an_end_in_another_way_ends_all_that_wait(
     assert {(state, code) for state, code, _ in ends.values()} == {(S.FAILED, "DEPENDENCY_FAILED")}
     assert said in ends[two.task_id][2]
     assert takes(work) == [rows[3]]
+
+
+def test_a_task_that_waits_on_costs_next_to_nothing(work: Work) -> None:
+    """Ten thousand tasks may wait for the same hundred: each end of those is looked at in one transaction."""
+    asked: list[Any] = []
+
+    class Noting(DelegatingTx):
+        def dependencies(self, row: int) -> list[Any]:
+            asked.append(row)
+            return super().dependencies(row)
+
+        def task_place(self, task_id: bytes) -> Any:
+            asked.append(task_id)
+            return super().task_place(task_id)
+
+    one, two = waiting(work), waiting(work)
+    tasks = [one, two, *(waiting(work, one.task_id, two.task_id) for _ in range(3))]
+
+    def store(tx: Any) -> list[int]:
+        added = tx.add_tasks("a", "waits", work.uep.row, tasks, 0, 1.0)
+        dependencies.hold(Noting(tx), added, tasks)
+        return list(added.rows)
+
+    rows = do(work.store, store)
+    assert asked == [one.task_id, two.task_id]
+    for number, looked_at in enumerate([[], rows[2:]]):
+        asked.clear()
+        ending = TaskEnding(row=rows[number], state=S.SUCCESS, payload=b"", ended_at=2.0)
+        do(work.store, lambda tx, ending=ending: tx.record_endings(work.uep.row, [ending]))
+        do(work.store, lambda tx, row=ending.row: dependencies.release(Noting(tx), [row]))
+        assert asked == looked_at
 
 
 def test_a_result_stays_while_a_task_waits_for_it(work: Work) -> None:
