@@ -726,14 +726,18 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         """A backup has copied the database and now copies the chunks: those that it refers to must be there still."""
         self._db.executemany(sql.LEAVE_CHUNK, [(time.time(), name) for name in sorted(names - {""})])
 
-    def _leave_pieces(self, rows: Sequence[int]) -> None:
-        if rows and self._db.execute(sql.HAS_USES).fetchone()[0]:
-            now = time.time()
-            self._db.executemany(sql.LEAVE_PIECES, [(now, now, row) for row in rows])
+    def _leave_pieces(self, rows: Sequence[int]) -> bool:
+        """Return whether there are pieces at all."""
+        if not rows or not self._db.execute(sql.HAS_USES).fetchone()[0]:
+            return False
+        now = time.time()
+        self._db.executemany(sql.LEAVE_PIECES, [(now, now, row) for row in rows])
+        return True
 
     def drop_inputs(self, after: int, limit: int) -> int:
         ended = self._db.execute(sql.ENDED_INPUTS, (after, limit)).fetchall()
-        self._leave_pieces([row for _, row, *_ in ended])
+        if self._leave_pieces([row for _, row, *_ in ended]):
+            self._db.executemany(sql.FORGET_ARGUMENTS, [(row,) for _, row, *_ in ended])
         self._db.executemany(sql.DROP_INPUT, [(row,) for _, row, *_ in ended])
         self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, group, size, _ in ended if size])
         self._leave_chunks({name for *_, name in ended})

@@ -319,6 +319,8 @@ HAS_USES = "SELECT EXISTS (SELECT 1 FROM chunk_uses)"
 LEAVE_PIECES = (
     "UPDATE chunks SET touched_at = ? WHERE touched_at < ? AND name IN (SELECT chunk FROM chunk_uses WHERE row = ?)"
 )
+# Once its arguments are gone, that a task needed a piece for them means nothing, and is only in the way of a search.
+FORGET_ARGUMENTS = "DELETE FROM chunk_uses WHERE row = ? AND in_result = 0"
 FORGET_USES = "DELETE FROM chunk_uses WHERE chunk = ?"
 # A user endpoint reads what its own unfinished tasks need, arguments and results of the tasks that they wait for.
 PIECE_OF_UEP = (

@@ -158,6 +158,9 @@ def _pieces_left(store: SqliteStore | PostgresStore, database: Database) -> None
     def do(change: Callable[[Any], Any]) -> Any:
         return store.submit(change).result(60)
 
+    def uses() -> int:
+        return int(do(lambda tx: tx._db.execute("SELECT count(*) FROM chunk_uses").fetchone()[0]))
+
     digests = [hashlib.sha256(b"%d" % number).digest() for number in range(3)]
     names = [do(lambda tx, d=digest: tx.claim_chunk(new_name("a", d), "a", d, 4, 1.0))[0] for digest in digests]
     for name in names:
@@ -172,8 +175,10 @@ def _pieces_left(store: SqliteStore | PostgresStore, database: Database) -> None
 
     assert database.referred_chunks() == set(names[:2])
     assert do(lambda tx: tx.collect_chunks(before, 10)) == [names[2]]  # no task has needed it
+    assert uses() == 3
     do(lambda tx: tx.drop_inputs(0, 10))
     assert database.referred_chunks() == {names[1]}
+    assert uses() == 1  # a user endpoint that asks for a piece is not to look through all tasks that had it
     assert do(lambda tx: tx.sweep(2.0, 10)) == 1
     assert database.referred_chunks() == set()
     assert do(lambda tx: tx.collect_chunks(before, 10)) == []
