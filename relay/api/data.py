@@ -16,6 +16,8 @@ from relay.dispatch.data_pieces import KEEP_S, raw_digest
 
 MAX_ASKED = 4096
 """Digests in one question."""
+MAX_NAMED = 4 * MAX_PIECES
+"""Digests in one submission, those of each task counted: all are looked up and stored in one transaction."""
 
 
 async def limits(service: ApiContext, request: Request) -> DataLimits:
@@ -63,7 +65,11 @@ async def names(
         return {}
     if any(len(texts) > MAX_PIECES for texts in pieces.values()):
         raise BodyInvalid(reason=f"pieces: at most {MAX_PIECES} for a task")
+    if sum(map(len, pieces.values())) > MAX_NAMED:
+        raise BodyInvalid(reason=f"pieces: at most {MAX_NAMED} in a submission; send fewer tasks at once")
     asked = {text: _digest(text) for texts in pieces.values() for text in texts}
+    if len(asked) > MAX_PIECES:
+        raise BodyInvalid(reason=f"pieces: at most {MAX_PIECES} different ones in a submission")
     found = await service.dispatcher.data.names(owner, list(dict.fromkeys(asked.values())))
     return {task_id: tuple(dict.fromkeys(found[asked[text]] for text in texts)) for task_id, texts in pieces.items()}
 

@@ -13,8 +13,9 @@ from typing import Any, cast
 import pytest
 
 from mep_wire import codec, messages
-from mep_wire.errors import LinkMessageInvalid
-from mep_wire.limits import MAX_PIECES_WANTED
+from mep_wire.errors import BodyInvalid, LinkMessageInvalid
+from mep_wire.limits import MAX_PIECES, MAX_PIECES_WANTED
+from relay.api import data
 from relay.dispatch import data_pieces, payloads
 from relay.dispatch.data_pieces import DataPieces
 from relay.dispatch.live_state import Uep
@@ -91,16 +92,16 @@ def test_links_that_are_not_read_hold_up_no_other(monkeypatch: pytest.MonkeyPatc
 
 def test_the_event_loop_reads_and_checks_no_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small tasks would wait for megabytes."""
-    data, threads = b"large", list[threading.Thread]()
-    chunks, name = ChunkDirectory(tmp_path), new_name("alice", hashlib.sha256(data).digest())
-    chunks.put(name, data)
+    large, threads = b"large", list[threading.Thread]()
+    chunks, name = ChunkDirectory(tmp_path), new_name("alice", hashlib.sha256(large).digest())
+    chunks.put(name, large)
 
     def noting(data: bytes) -> Any:
         threads.append(threading.current_thread())
         return hashlib.sha256(data)
 
     monkeypatch.setattr(payloads, "hashlib", SimpleNamespace(sha256=noting))
-    assert asyncio.run(Payloads(cast("Any", None), chunks).fetch(name)) == data
+    assert asyncio.run(Payloads(cast("Any", None), chunks).fetch(name)) == large
     assert threads
     assert threading.main_thread() not in threads
 
@@ -130,3 +131,21 @@ def test_a_link_that_comes_back_may_ask_and_bring_again_while_the_one_before_is_
         await site.end()
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    ("pieces", "said"),
+    [
+        ({str(task): ["0" * 64] * MAX_PIECES for task in range(5)}, "fewer tasks"),
+        ({task: [f"{task}{each:063x}" for each in range(MAX_PIECES // 2 + 1)] for task in "12"}, "different"),
+    ],
+)
+def test_a_submission_names_so_many_pieces(pieces: dict[str, list[str]], said: str) -> None:
+    """All of a body would be a million: the store takes nothing else meanwhile."""
+
+    async def names(owner: str, digests: list[bytes]) -> dict[bytes, str]:
+        raise AssertionError("the store was asked")
+
+    service = SimpleNamespace(dispatcher=SimpleNamespace(data=SimpleNamespace(names=names)))
+    with pytest.raises(BodyInvalid, match=said):
+        asyncio.run(data.names(cast("Any", service), "alice", pieces))
