@@ -292,7 +292,13 @@ class AuthorizationServer:
         """Return an authorization code for a person who agreed."""
         code = secrets.token_urlsafe(32)
         record = _Code(wanted=self._granted(wanted, caller), caller=caller, made_at=time.time())
-        document = Document(kind="code", id=hashed(code), expires=time.time() + SPENT_S, body=_encode(record))
+        document = Document(
+            kind="code",
+            id=hashed(code),
+            owner=caller.identity_id,
+            expires=time.time() + SPENT_S,
+            body=_encode(record),
+        )
         await self._do(lambda tx: tx.put_document(document))
         return code
 
@@ -344,7 +350,8 @@ class AuthorizationServer:
             scopes = tuple(one for one in record.wanted.scopes if one in may)
             wanted = msgspec.structs.replace(record.wanted, scopes=scopes)
             decided = msgspec.structs.replace(record, wanted=wanted, caller=caller, denied=caller is None)
-            tx.put_document(msgspec.structs.replace(document, body=_encode(decided)))
+            owner = caller.identity_id if caller else document.owner
+            tx.put_document(msgspec.structs.replace(document, owner=owner, body=_encode(decided)))
             return True
 
         return bool(await self._do(change))
@@ -547,12 +554,16 @@ class AuthorizationServer:
         *,
         until: float = 0.0,
     ) -> dict[str, Any]:
-        """Store a new access token; `until`: it ends then at the latest."""
+        """Store a new access token; `until`: it ends then at the latest. Raises OAuthError for a person who was removed
+        since they logged in."""
         now, token = time.time(), new_token()
+        account = tx.account_of_identity(caller.identity_id)
+        if account is None:
+            raise OAuthError("invalid_grant", "The person is no longer known here.")
         expires = min(now + self._settings.access_token_s, until or float("inf"))
         record = TokenRecord(
             token_id=str(uuid.uuid4()),
-            account_id=caller.account_id,
+            account_id=account,
             identity_id=caller.identity_id,
             created_at=now,
             expires_at=expires,

@@ -43,15 +43,18 @@ _TOKEN = "SELECT token_id, account_id, identity_id, created_at, expires_at, used
 TOKEN = _TOKEN + "WHERE token_hash = ?"
 TOKENS_OF = _TOKEN + "WHERE account_id = ? ORDER BY created_at DESC, token_id LIMIT ?"
 REMOVE_TOKENS = "DELETE FROM tokens WHERE identity_id = ?"
-# Logins, which could be refreshed into tokens.
-REMOVE_GRANTS = "DELETE FROM documents WHERE kind = 'grant' AND owner = ?"
+# Logins, which could be refreshed into tokens, and those whose client has not asked for its tokens yet.
+REMOVE_GRANTS = "DELETE FROM documents WHERE kind IN ('grant', 'code', 'device') AND owner = ?"
 # An identity goes to another account, and what its tokens may do with it.
 MOVE_IDENTITY = (
     "UPDATE identities SET account_id = ? WHERE identity_id = ?",
     "UPDATE tokens SET account_id = ? WHERE identity_id = ?",
 )
 REMOVE_ACCOUNT = (
-    "DELETE FROM documents WHERE kind = 'grant' AND owner IN (SELECT identity_id FROM identities WHERE account_id = ?)",
+    (
+        "DELETE FROM documents WHERE kind IN ('grant', 'code', 'device') "
+        "AND owner IN (SELECT identity_id FROM identities WHERE account_id = ?)"
+    ),
     "DELETE FROM tokens WHERE account_id = ?",
     "DELETE FROM identities WHERE account_id = ?",
     "DELETE FROM accounts WHERE account_id = ?",
