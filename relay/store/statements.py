@@ -43,7 +43,7 @@ _TOKEN = "SELECT token_id, account_id, identity_id, created_at, expires_at, used
 TOKEN = _TOKEN + "WHERE token_hash = ?"
 TOKENS_OF = _TOKEN + "WHERE account_id = ? ORDER BY created_at DESC, token_id LIMIT ?"
 REMOVE_TOKENS = "DELETE FROM tokens WHERE identity_id = ?"
-# Logins, which could be refreshed into tokens, and those whose client has not asked for its tokens yet.
+# Logins, which could be refreshed into tokens, and those of which the client has not asked for tokens yet.
 REMOVE_GRANTS = "DELETE FROM documents WHERE kind IN ('grant', 'code', 'device') AND owner = ?"
 # An identity goes to another account, and what its tokens may do with it.
 MOVE_IDENTITY = (

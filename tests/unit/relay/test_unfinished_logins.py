@@ -1,4 +1,4 @@
-"""Logins to which a person agreed, and whose client has no tokens yet: they end with the person's other tokens."""
+"""Logins to which a person agreed, before the client has its tokens: they end with the person's other tokens."""
 
 from __future__ import annotations
 
