@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -41,7 +42,8 @@ RELEASE_AFTER = "P30D"
 LEAST_RELEASE_S, MOST_RELEASE_S = 60.0, KEPT_S
 """A flow asks for the outcome some seconds after the end."""
 SWEEP_EVERY_S = 60.0
-SWEEP_PAGE = 256
+SWEEP_PAGE = 16
+"""Actions read at once: each may name ten thousand tasks."""
 SUBMITTED_S = 3600.0
 """An action that is older has submitted its tasks: those that the store has not were removed after their time."""
 MAX_LABEL = 64
@@ -169,9 +171,9 @@ async def run(service: ApiContext, request: Request) -> ActionStatus:
         body=msgspec.msgpack.encode(action),
     )
     old = service.store.document(KIND, action.action_id)
-    anew = old is not None and _is_due(service.store, _action_decoder.decode(old.body), time.time())
+    anew = old is not None and await _is_due(service.store, _action_decoder.decode(old.body), time.time())
     if not await durable(service.store.submit(partial(_add, document, anew=anew))):
-        action = _found(service, action.action_id)
+        action = await _found(service, action.action_id)
         if action.digest != known:
             raise IdConflict(id=body.request_id[:64])
     try:
@@ -244,24 +246,35 @@ async def _submit(service: ApiContext, request: Request, action: _Action, wanted
     await tasks.submit(service, Request(request.caller, (wanted.endpoint.lower(),), {}, submission, packed=True))
 
 
-def _found(service: ApiContext, action_id: str) -> _Action:
+async def _found(service: ApiContext, action_id: str) -> _Action:
     document = service.store.document(KIND, action_id)
     action = _action_decoder.decode(document.body) if document else None
-    if document is None or action is None or _is_due(service.store, action, time.time()):
+    if document is None or action is None or await _is_due(service.store, action, time.time()):
         raise ActionNotFound(action_id=action_id[:64])
     return msgspec.structs.replace(action, account_id=document.owner)  # two accounts may have become one
 
 
-def _is_due(store: Store, action: _Action, now: float) -> bool:
+async def _is_due(store: Store, action: _Action, now: float) -> bool:
     """Return whether an action ended so long ago that it is released by itself."""
     release_s = min(_seconds(action.release_after), MOST_RELEASE_S)
     if now < action.start_time + release_s:
         return False
-    tasks_ = store.briefs(action.task_ids)
-    if not _has_ended(action, tasks_, now):
+    found: list[TaskBrief] = []
+    async for page in _pages(store, action):
+        if not all(one.state.is_terminal for one in page):
+            return False
+        found += page
+    if not _has_ended(action, found, now):
         return False
-    ended_at = max((one.ended_at for one in tasks_), default=0.0)  # by the endpoint's clock, which may be wrong
+    ended_at = max((one.ended_at for one in found), default=0.0)  # by the endpoint's clock, which may be wrong
     return now >= min(now, max(ended_at, action.start_time)) + release_s
+
+
+async def _pages(store: Store, action: _Action) -> AsyncIterator[list[TaskBrief]]:
+    """Yield an action's tasks, a few read at a time: there may be thousands, and others have their turn."""
+    for at in range(0, len(action.task_ids), tasks.READ_PAGE):
+        yield store.briefs(action.task_ids[at : at + tasks.READ_PAGE])
+        await asyncio.sleep(0)
 
 
 def _has_ended(action: _Action, found: list[TaskBrief], now: float) -> bool:
@@ -285,11 +298,11 @@ async def sweep(store: Store, now: float) -> int:
     """Release the actions that are due; return how many. Raises RelayUnavailable."""
     after, released = "", 0
     while page := store.documents(KIND, after=after, limit=SWEEP_PAGE):
-        due = [one.id for one in page if _is_due(store, _action_decoder.decode(one.body), now)]
+        due = [one for one in page if await _is_due(store, _action_decoder.decode(one.body), now)]
         if due:
             await durable(store.submit(partial(_drop, due)))
         after, released = page[-1].id, released + len(due)
-        await asyncio.sleep(0)  # others have their turn
+        await asyncio.sleep(0)
     return released
 
 
@@ -300,14 +313,17 @@ def _add(document: Document, tx: Tx, *, anew: bool) -> bool:
     return tx.add_document(document)
 
 
-def _drop(action_ids: list[str], tx: Tx) -> None:
-    for one in action_ids:
-        tx.drop_document(KIND, one)
+def _drop(due: list[Document], tx: Tx) -> None:
+    """Drop actions, but for those that were begun anew since they were read."""
+    for one in due:
+        known = tx.get_document(KIND, one.id)
+        if known is not None and known.body == one.body:
+            tx.drop_document(KIND, one.id)
 
 
-def _allowed(service: ApiContext, request: Request, *, manage: bool) -> _Action:
+async def _allowed(service: ApiContext, request: Request, *, manage: bool) -> _Action:
     """Return an action that the caller may see, or manage. Raises ActionNotFound."""
-    action = _found(service, request.path[0])
+    action = await _found(service, request.path[0])
     caller = request.caller
     if action.account_id == caller.account_id or "admin" in caller.scopes:
         return action
@@ -355,7 +371,7 @@ async def _outcomes(service: ApiContext, found: list[TaskBrief], refused: dict[s
 
 
 async def _status(service: ApiContext, action: _Action, caller: Caller) -> ActionStatus:
-    found = service.store.briefs(action.task_ids)
+    found = [one async for page in _pages(service.store, action) for one in page]
     ended = [one for one in found if one.state.is_terminal]
     active = not _has_ended(action, found, time.time())
     gone = 0 if active else len(action.task_ids) - len(found)
@@ -381,13 +397,14 @@ async def _status(service: ApiContext, action: _Action, caller: Caller) -> Actio
 
 async def status(service: ApiContext, request: Request) -> ActionStatus:
     """GET /automate/compute/ID/status."""
-    return await _status(service, _allowed(service, request, manage=False), request.caller)
+    return await _status(service, await _allowed(service, request, manage=False), request.caller)
 
 
 async def cancel(service: ApiContext, request: Request) -> ActionStatus:
     """POST /automate/compute/ID/cancel: an action that has ended stays as it is."""
-    action = _allowed(service, request, manage=True)
-    open_tasks = [one for one in service.store.briefs(action.task_ids) if not one.state.is_terminal]
+    action = await _allowed(service, request, manage=True)
+    found = [one async for page in _pages(service.store, action) for one in page]
+    open_tasks = [one for one in found if not one.state.is_terminal]
     if open_tasks:
         await service.dispatcher.cancel(open_tasks)
         service.audit.note("action.cancel", request.caller, action_id=action.action_id)
@@ -396,7 +413,7 @@ async def cancel(service: ApiContext, request: Request) -> ActionStatus:
 
 async def release(service: ApiContext, request: Request) -> ActionStatus:
     """POST /automate/compute/ID/release: forget an action that has ended; return its last state."""
-    action = _allowed(service, request, manage=True)
+    action = await _allowed(service, request, manage=True)
     last = await _status(service, action, request.caller)
     if last.status == "ACTIVE":
         raise ActionNotFinished(action_id=action.action_id)

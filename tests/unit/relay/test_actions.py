@@ -14,19 +14,21 @@ import pytest
 
 from mep_wire.errors import ActionNotFinished, ActionNotFound
 from mep_wire.identity import Identity
+from mep_wire.states import TaskState
 from relay.api import actions
 from relay.api.http import Request
+from relay.api.tasks import READ_PAGE
 from relay.store.records import Caller, Document
 from relay.store.sqlite import SqliteStore
 
 
 class Scene:
-    def __init__(self, age_s: float, release_after: str = "P30D") -> None:
+    def __init__(self, age_s: float, release_after: str = "P30D", tasks: int = 1) -> None:
         self.store = SqliteStore(None)
         body = msgspec.msgpack.encode(
             {
                 "action_id": "a", "digest": b"", "account_id": "one", "identity_id": "i",
-                "task_ids": [uuid.uuid4().bytes], "label": "", "monitor_by": [], "manage_by": [],
+                "task_ids": [uuid.uuid4().bytes for _ in range(tasks)], "label": "", "monitor_by": [], "manage_by": [],
                 "release_after": release_after, "start_time": time.time() - age_s,
             }
         )  # fmt: skip
@@ -91,6 +93,57 @@ def test_a_sweep_reads_every_page(monkeypatch: pytest.MonkeyPatch) -> None:
         scene.store.submit(lambda tx, copy=copy: tx.add_document(copy)).result()
     assert asyncio.run(actions.sweep(scene.store, time.time())) == 8
     assert scene.store.documents(actions.KIND) == []
+
+
+def test_a_large_action_is_read_a_few_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten thousand tasks read at once would hold up all other requests."""
+    scene = Scene(OLD_S, "PT1M", tasks=10 * READ_PAGE)
+    read: list[int] = []
+    briefs = scene.store.briefs
+    monkeypatch.setattr(scene.store, "briefs", lambda ids: (read.append(len(ids)), briefs(ids))[1])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def sweep() -> None:
+        task = asyncio.get_running_loop().create_task(others())
+        await actions.sweep(scene.store, time.time())
+        task.cancel()
+
+    asyncio.run(sweep())
+    assert read == [READ_PAGE] * 10
+    assert turns >= 10
+    other = Scene(0, tasks=10 * READ_PAGE)
+    monkeypatch.setattr(other.store, "briefs", lambda ids: (read.append(len(ids)), briefs(ids))[1])
+    assert other.ask(actions.status).status == "ACTIVE"
+    assert set(read) == {READ_PAGE}
+
+
+def test_a_sweep_leaves_an_action_at_its_first_task_that_has_not_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(OLD_S, "PT1M", tasks=10 * READ_PAGE)
+    waiting = SimpleNamespace(state=TaskState.QUEUED)
+    read: list[int] = []
+    monkeypatch.setattr(scene.store, "briefs", lambda ids: (read.append(len(ids)), [waiting])[1])
+    assert asyncio.run(actions.sweep(scene.store, time.time())) == 0
+    assert read == [READ_PAGE]
+
+
+def test_a_sweep_leaves_an_action_that_is_begun_anew_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(OLD_S, "PT1M")
+    anew = Document(kind=actions.KIND, id="a", owner="one", body=b"another")
+    briefs = scene.store.briefs
+
+    def begun_anew(ids: list[bytes]) -> Any:
+        scene.store.submit(lambda tx: tx.put_document(anew)).result()
+        return briefs(ids)
+
+    monkeypatch.setattr(scene.store, "briefs", begun_anew)
+    asyncio.run(actions.sweep(scene.store, time.time()))
+    assert scene.store.document(actions.KIND, "a") == anew
 
 
 def test_an_action_goes_with_its_account() -> None:
