@@ -100,7 +100,7 @@ class TokenChecks:
         except (TokenUnknown, IdentityUnusable) as error:
             self._good.pop(key, None)
             kept_s = REFUSED_KEPT_S if token.count(".") == 2 else INACTIVE_KEPT_S
-            _put(self._refused, key, (self._clock() + kept_s, error))
+            _put(self._refused, key, (self._clock() + kept_s, _again(error)))  # not the traceback, with the token
             raise
         self._refused.pop(key, None)
         _put(self._good, key, _Good(caller, until, self._clock()))

@@ -73,6 +73,18 @@ def test_a_good_and_a_refused_token_are_asked_for_once() -> None:
     run(test())
 
 
+def test_what_is_kept_of_a_refused_token_does_not_hold_the_token() -> None:
+    """Ten thousand are kept, each of up to 16 KiB, and a traceback holds the provider's answer as well."""
+
+    async def test() -> None:
+        scene = Scene()
+        await scene.refused("bad")
+        ((_, error),) = scene.checks._refused.values()
+        assert (error.__traceback__, error.__context__, error.__cause__) == (None, None, None)
+
+    run(test())
+
+
 def test_a_refused_jwt_is_looked_at_again_soon() -> None:
     async def test() -> None:
         scene = Scene()
