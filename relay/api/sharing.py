@@ -293,8 +293,12 @@ def _access(service: ApiContext, request: Request) -> EndpointAccess:
     )
 
 
-def _check_given_up(service: ApiContext, owner: str) -> None:
-    """Check that a person does not reserve names by having each for a moment. Raises BodyInvalid."""
+def _check_given_up(service: ApiContext, owner: str, wanted: str) -> None:
+    """Check that a person does not reserve names by having each for a moment. One that they gave up they may always
+    have back. Raises BodyInvalid."""
+    known = service.store.document(names.ALIAS, wanted) if wanted else None
+    if known is not None and known.owner == owner:
+        return
     if service.store.count_documents(names.ALIAS, owner, MAX_GIVEN_UP) == MAX_GIVEN_UP:
         raise BodyInvalid(reason=f"alias: you gave up {MAX_GIVEN_UP} already, which stay yours; take one of those")
 
@@ -332,7 +336,7 @@ async def put_access(service: ApiContext, request: Request) -> AccessBody:
     wanted = _access(service, request)
     endpoint_id = endpoint.endpoint_id
     if wanted.alias != service.access.of_endpoint(endpoint_id).alias:
-        _check_given_up(service, endpoint.owner)
+        _check_given_up(service, endpoint.owner, wanted.alias)
 
     def change(tx: Tx) -> bool:
         tx.drop_documents(ALIAS, endpoint_id)

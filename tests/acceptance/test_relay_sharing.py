@@ -465,6 +465,8 @@ def test_names_are_not_reserved_by_having_each_for_a_moment(relay: RelayProcess,
     answers = [greedy.call("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": f"a{n}"})[0] for n in range(110)]
     assert answers.count(200) == 101
     greedy.ok("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": "a100", "locked": True})
+    greedy.ok("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": "a7"})
+    greedy.refused("BODY_INVALID", "PUT", f"/v3/endpoints/{endpoint}/access", {"alias": "another"})
 
 
 def test_ones_own_name_goes_before_another_persons_alias(relay: RelayProcess, someone: Any) -> None:
