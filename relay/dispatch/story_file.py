@@ -55,8 +55,9 @@ _ADD: Final = (
 )
 _OWN: Final = """\
 SELECT id, at, level, text, uep_id, correlation_id FROM event
-WHERE endpoint = ? AND (uep_id = ? AND uep_id <> '' OR correlation_id = ? AND correlation_id <> '')
+WHERE +endpoint = ? AND (uep_id = ? AND uep_id <> '' OR correlation_id = ? AND correlation_id <> '')
 ORDER BY id DESC LIMIT ?"""
+"""The plus keeps SQLite from reading all of an endpoint's events: the few of an id have indices of their own."""
 _LINK: Final = """\
 SELECT id, at, level, text, uep_id, correlation_id FROM event
 WHERE endpoint = ? AND uep_id = '' AND correlation_id = '' AND at >= ? ORDER BY at DESC LIMIT ?"""

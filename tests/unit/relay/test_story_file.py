@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mep_wire.errors import BodyInvalid
+from relay.dispatch import story_file
 from relay.dispatch.stories import MAX_EVENTS, Stories
 from relay.dispatch.story_file import LINK_LINES, StoryEvent, StoryFile
 from tests.support.waiting import until
@@ -42,6 +43,17 @@ def test_events_outlive_the_relay_and_later_events_of_a_busy_endpoint(tmp_path: 
     assert texts(again, "f", "u") == []
     assert texts(again, "e", refusal.correlation_id)[-1].startswith("submission refused: code=BODY_INVALID")
     again.close()
+
+
+def test_an_answer_reads_the_events_of_its_ids_alone(tmp_path: Path) -> None:
+    """An endpoint may have tens of thousands, and its manager may ask again and again, in the relay's event loop."""
+    file = StoryFile(tmp_path / "stories.sqlite")
+    assert file._reader is not None
+    plan = str(list(file._reader.execute(f"EXPLAIN QUERY PLAN {story_file._OWN}", ("e", "u", "u", 9))))
+    assert "event_of_uep (uep_id=?)" in plan
+    assert "event_of_start (correlation_id=?)" in plan
+    assert "event_of_endpoint" not in plan
+    file.close()
 
 
 def test_events_are_written_while_the_relay_runs(tmp_path: Path) -> None:
