@@ -10,6 +10,7 @@ import re
 
 from mep_wire.errors import (
     BodyInvalid,
+    EndpointNotFound,
     MepError,
     PayloadTooLarge,
     RateLimited,
@@ -30,7 +31,7 @@ from relay.store.records import Caller
 STREAM_PATH = "/v3/stream"
 _BEFORE_THE_BODY = (PayloadTooLarge, TokenUnknown, RelayBusy, RateLimited, ScopeMissing)
 """Errors with which a request is answered before its body is read."""
-_OF_ANYBODY = (TokenUnknown, RateLimited, RelayBusy)
+_OF_ANYBODY = (TokenUnknown, RateLimited, RelayBusy, EndpointNotFound)
 """Refusals that are no matter of an endpoint's, or that unauthenticated peers can cause."""
 _NOBODY = Caller(account_id="", identity_id="")
 

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import stat
+import uuid
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from mep_wire.errors import BodyInvalid
+from mep_wire.errors import BodyInvalid, EndpointNotFound
+from relay.api.app import App
 from relay.dispatch import story_file
 from relay.dispatch.stories import MAX_EVENTS, Stories
 from relay.dispatch.story_file import LINK_LINES, StoryEvent, StoryFile
@@ -54,6 +58,18 @@ def test_an_answer_reads_the_events_of_its_ids_alone(tmp_path: Path) -> None:
     assert "event_of_start (correlation_id=?)" in plan
     assert "event_of_endpoint" not in plan
     file.close()
+
+
+def test_submissions_to_endpoints_that_there_are_not_are_not_remembered() -> None:
+    """Or a person could push out what is known of all endpoints, with ids that they make up."""
+    stories = Stories()
+    service: Any = SimpleNamespace(dispatcher=SimpleNamespace(live=SimpleNamespace(stories=stories)))
+    app, endpoint_id = App(service), str(uuid.uuid4())
+    path = f"/v3/endpoints/{endpoint_id}/submit"
+    app._tell_endpoint(path, EndpointNotFound(endpoint_id=endpoint_id))
+    assert stories._of == {}
+    app._tell_endpoint(path, BodyInvalid(reason="no"))
+    assert len(stories._of) == 1
 
 
 def test_events_are_written_while_the_relay_runs(tmp_path: Path) -> None:
