@@ -501,7 +501,7 @@ class AuthorizationServer:
             bearer = f"Bearer {form.get('subject_token', '')}"
             subject = await self._people.caller(bearer, f"client {client.client_id}")
         except MepError as error:
-            if error.http_status == 503:
+            if error.http_status in (429, 503):
                 raise
             raise OAuthError("invalid_grant", "The subject token is not valid here.", detail=error.detail) from error
         most = tuple(one for one in client.scopes if one in subject.scopes)

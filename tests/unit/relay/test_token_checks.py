@@ -12,7 +12,7 @@ from mep_wire.errors import LoginFailed, MepError, ProviderUnavailable, RateLimi
 from relay.auth import login, token_checks
 from relay.auth.fetch import FAILURES, FIRST_PAUSE_S, LAST_PAUSE_S, Breaker, Fetch, Lane
 from relay.auth.login import Logins
-from relay.auth.oauth import AuthorizationServer, Wanted
+from relay.auth.oauth import EXCHANGE_GRANT, AuthorizationServer, Client, Wanted
 from relay.auth.people import People
 from relay.auth.provider import KEPT_S, NEW_KEYS_S, PAUSE_S, Provider
 from relay.auth.settings import ProviderSettings
@@ -344,3 +344,25 @@ def test_a_flood_of_logins_ends_no_other_networks(monkeypatch: pytest.MonkeyPatc
     assert len(logins._flows) == 20
     logins.end(mine)
     assert set(logins._of_network) == {"hostile"}
+
+
+@pytest.mark.parametrize("error", [RateLimited(what="new tokens", rate="20", wait_s=1), RelayBusy(what="login")])
+def test_an_exchange_that_comes_too_soon_does_not_call_the_token_invalid(
+    monkeypatch: pytest.MonkeyPatch, error: MepError
+) -> None:
+    """Or its client would throw a good token away."""
+    store = SqliteStore(None)
+    people = People(store)
+    server = AuthorizationServer(store, people, lambda: "")
+    gateway, secret = asyncio.run(server.add_client(Client(client_id="gateway", name="Gateway", exchange=True)))
+
+    async def too_soon(*_: object) -> Caller:
+        raise error
+
+    monkeypatch.setattr(people, "caller", too_soon)
+    form = {
+        "grant_type": EXCHANGE_GRANT, "client_id": gateway.client_id, "client_secret": secret,
+        "subject_token": "foreign", "subject_token_type": "urn:ietf:params:oauth:token-type:access_token",
+    }  # fmt: skip
+    with pytest.raises(type(error)):
+        asyncio.run(server.token(form, ""))
