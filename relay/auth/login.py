@@ -19,10 +19,14 @@ from relay.auth.oauth import AuthorizationServer, Wanted, hashed
 from relay.auth.passwords import Passwords
 from relay.auth.people import People
 from relay.auth.provider import AuthRequest
+from relay.rate_limit import Places
 from relay.store.records import Caller
 
 LOGIN_S = 900.0
 MAX_LOGINS = 10_000
+MAX_CODES, MAX_CODES_EACH = 256, 16
+"""Most codes that are with providers at once, of all addresses and of one: anybody can send codes that they made up,
+and a provider has room for 32."""
 
 
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class Logins:
         """The handles of each network's logins, the oldest first."""
         password = people.settings.password
         self._passwords = Passwords(password) if password else None
+        self._codes = Places(MAX_CODES, MAX_CODES_EACH, "login")
 
     def begin(self, wanted: Wanted, browser: str, network: str, user_code: str = "") -> Flow:
         """Begin a login for the browser with this cookie.
@@ -137,7 +142,8 @@ class Logins:
         if "error" in values or not values.get("code"):
             detail = f"{values.get('error', '')[:64]} {values.get('error_description', '')[:200]}".strip()
             raise LoginFailed(provider=name, reason="the provider says no", detail=detail)
-        claims = await provider.finish_login(request, values["code"], redirect_uri)
+        with self._codes.one(flow.network):
+            claims = await provider.finish_login(request, values["code"], redirect_uri)
         await self._finish(flow, await self._people.admit(claimed(self._people.settings, provider.settings, claims)))
         return flow
 

@@ -14,13 +14,14 @@ from relay.auth.fetch import FAILURES, FIRST_PAUSE_S, LAST_PAUSE_S, Breaker, Fet
 from relay.auth.login import Logins
 from relay.auth.oauth import EXCHANGE_GRANT, AuthorizationServer, Client, Wanted
 from relay.auth.people import People
-from relay.auth.provider import KEPT_S, NEW_KEYS_S, PAUSE_S, Provider
-from relay.auth.settings import ProviderSettings
+from relay.auth.provider import KEPT_S, NEW_KEYS_S, PAUSE_S, AuthRequest, Provider
+from relay.auth.settings import PeopleSettings, ProviderSettings
 from relay.auth.token_checks import FAMILIAR_S, INACTIVE_KEPT_S, NEW_PER_S, REFUSED_KEPT_S, TokenChecks
 from relay.rate_limit import BURST_S, Places
 from relay.store.records import Caller
 from relay.store.sqlite import SqliteStore
 
+SETTINGS = ProviderSettings(name="campus", issuer="https://c.example", client_id="relay")
 BURST = int(NEW_PER_S * BURST_S) + 1
 ALICE = Caller(account_id="alice", identity_id="a")
 
@@ -344,6 +345,40 @@ def test_a_flood_of_logins_ends_no_other_networks(monkeypatch: pytest.MonkeyPatc
     assert len(logins._flows) == 20
     logins.end(mine)
     assert set(logins._of_network) == {"hostile"}
+
+
+def test_codes_from_one_network_leave_room_at_the_provider_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        store = SqliteStore(None)
+        people = People(store, PeopleSettings(providers=(SETTINGS,)))
+        logins, asked, never = Logins(people, AuthorizationServer(store, people, lambda: "")), [], asyncio.Event()
+
+        async def finish_login(_: Provider, request: AuthRequest, code: str, address: str) -> dict[str, Any]:
+            asked.append(code)
+            await never.wait()
+            raise AssertionError(request, address)
+
+        async def come_back(network: str, code: str) -> None:
+            flow = logins.begin(Wanted(client_id="mep-sdk"), "browser", network)
+            flow.provider = SETTINGS.name
+            flow.request = AuthRequest(state=f"{flow.handle}.s", nonce="n", verifier="v")
+            answer = {"state": flow.request.state, "code": code}
+            await logins.from_provider(SETTINGS.name, answer, "browser", "http://relay.example")
+
+        monkeypatch.setattr(Provider, "finish_login", finish_login)
+        waiting = [asyncio.create_task(come_back("hostile", "made up")) for _ in range(login.MAX_CODES_EACH)]
+        await asyncio.sleep(0)
+        with pytest.raises(RelayBusy):
+            await asyncio.wait_for(come_back("hostile", "one too many"), 60)
+        waiting.append(asyncio.create_task(come_back("office", "real")))
+        await asyncio.sleep(0)
+        assert asked == ["made up"] * login.MAX_CODES_EACH + ["real"]
+        for one in waiting:
+            one.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        people.close()
+
+    run(test())
 
 
 @pytest.mark.parametrize("error", [RateLimited(what="new tokens", rate="20", wait_s=1), RelayBusy(what="login")])
