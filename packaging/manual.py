@@ -146,6 +146,7 @@ def main(site: str, out: str, epoch: str, *names: str) -> None:
         main_name = main_names.setdefault(f"{module}:{function}", name)
         if below := SUBCOMMANDS.get(function):
             (pages / f"{name}.1").write_text(f".so man1/{main_names[f'{module}:main']}-{below}.1\n")
+            write_completions(command, name, Path(out) / name)
             continue
         write_pages(command, context(command, name), pages, (project["version"], day), main_name)
         write_completions(command, name, Path(out) / name)

@@ -1,4 +1,4 @@
-"""`mep self-diagnostic`, also installed as globus-compute-diagnostic: the facts for a support request, in one file.
+"""`mep self-diagnostic`, also installed as mep-diagnostic: the facts for a support request, in one file.
 
 It runs this command line's own reading commands and takes the ends of logs. Keys, tokens and mapping files are not
 read. The file is private, because logs name people.

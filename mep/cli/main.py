@@ -22,7 +22,7 @@ def _isolate_root() -> None:
         del os.environ[name]
     if sys.flags.isolated or not foreign:
         return
-    os.environ[_PROGRAM] = sys.argv[0].rpartition("/")[2]
+    os.environ[_PROGRAM] = _program()
     argv = [sys.executable, "-I", "-m", "mep.cli", *sys.argv[1:]]
     os.execv(sys.executable, argv)  # noqa: S606  # our own interpreter, by absolute path
 
@@ -33,13 +33,23 @@ def validator() -> None:
 
 
 def diagnostic() -> None:
-    """Run `mep self-diagnostic` as globus-compute-diagnostic."""
+    """Run `mep self-diagnostic` as mep-diagnostic, also installed as globus-compute-diagnostic."""
     _as_command("self-diagnostic")
 
 
 def _as_command(name: str) -> None:
+    program = _program()
+    if f"_{program.upper().replace('-', '_')}_COMPLETE" in os.environ:  # the shell's words lack the subcommand
+        _isolate_root()
+        from mep.cli.app import cli
+
+        cli.commands[name](prog_name=program)
     sys.argv[1:1] = [name]
     main()
+
+
+def _program() -> str:
+    return sys.argv[0].rpartition("/")[2]
 
 
 def main() -> None:
@@ -49,5 +59,5 @@ def main() -> None:
     from mep.cli.app import cli
 
     escape_output()
-    name = os.environ.pop(_PROGRAM, sys.argv[0].rpartition("/")[2])
+    name = os.environ.pop(_PROGRAM, _program())
     cli(prog_name="mep" if name.startswith("__main__") else name)

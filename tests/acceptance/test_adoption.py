@@ -155,10 +155,11 @@ def test_the_validator_maps_as_mep_map_does(mep: Cli) -> None:
 
 def test_the_diagnostic_is_one_private_file(mep: Cli, directory: Path) -> None:
     mep("adopt", str(directory))
-    done = run(mep, "globus-compute-diagnostic", "-l", "site", "--log-kb", "1")
+    done = run(mep, "mep-diagnostic", "-l", "site", "--log-kb", "1")
     path = Path(done.stdout.strip())
     assert stat.S_IMODE(path.stat().st_mode) == 0o600, done.stderr
     text = gzip.decompress(path.read_bytes()).decode()
     assert all(f"== {part}" in text for part in ("versions", "mep list", "mep status site", "mep check site"))
     assert mep.variables["MEP_TOKEN"] not in text
-    assert run(mep, "gce", "self-diagnostic", "-p").stdout.startswith("== versions")
+    for other in (["gce", "self-diagnostic"], ["globus-compute-diagnostic"]):
+        assert run(mep, *other, "-p").stdout.startswith("== versions")

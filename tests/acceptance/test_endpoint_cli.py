@@ -493,6 +493,15 @@ def test_shell_completion_knows_commands_and_endpoints(site: Cli) -> None:
     assert complete("mep start si") == ["site"]
 
 
+def test_shell_completion_of_a_command_for_one_subcommand_knows_its_options(site: Cli) -> None:
+    asked = {"_MEP_DIAGNOSTIC_COMPLETE": "bash_complete", "COMP_CWORD": "1", "COMP_WORDS": "mep-diagnostic --log"}
+    done = subprocess.run(
+        [Path(sys.prefix, "bin", "mep-diagnostic")], env={**site.environment, **asked},
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["plain,--log-kb"], done.stderr
+
+
 def test_the_log_and_the_state_are_private_enough(site: Cli) -> None:
     site("start", "site", "--detach")
     for name in ("endpoint.log", "audit.log"):

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 COMMANDS = (
-    "mep", "globus-compute-endpoint", "gce", "globus-compute-diagnostic", "globus-idm-validator", "mep-relay",
+    "mep", "globus-compute-endpoint", "gce", "mep-diagnostic", "globus-compute-diagnostic", "globus-idm-validator",
+    "mep-relay",
 )  # fmt: skip
 BIN = Path(sys.prefix, "bin")
 WRITES = "import os\nopen({mark!r}, 'a').write(f'{{os.geteuid()}}\\n')\n"

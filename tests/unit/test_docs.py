@@ -103,7 +103,7 @@ def test_paths_of_the_repository_exist(page: Path) -> None:
 
 def test_the_commands_are_installed() -> None:
     bin_directory = Path(sys.prefix, "bin")
-    for command in ("mep", "mep-relay", "globus-compute-endpoint"):
+    for command in ("mep", "mep-relay", "globus-compute-endpoint", "mep-diagnostic"):
         assert shutil.which(command, path=str(bin_directory)), command
 
 

@@ -46,7 +46,7 @@ def test_each_command_has_pages_for_all_that_it_shows(manual: Path) -> None:
     shown = {f"mep-{name}.1" for name, command in cli.commands.items() if not command.hidden}
     hidden = {f"mep-{name}.1" for name, command in cli.commands.items() if command.hidden}
     relay = {name for name in pages if name.startswith("mep-relay")}
-    assert {name for name in pages if name.startswith("mep-")} - relay - {"mep-sdk.1"} == shown
+    assert {name for name in pages if name.startswith("mep-")} - relay - {"mep-sdk.1", "mep-diagnostic.1"} == shown
     assert hidden
     assert not hidden & pages.keys()
     assert {"mep-relay-user.1", "mep-relay-user-add.1"} <= relay
@@ -66,7 +66,7 @@ def test_a_page_has_examples_and_exit_codes_and_escapes_what_roff_would_take(man
     assert escape(".dot\n'quote \\ -") == "\\&.dot\n\\(aqquote \\e \\-"
 
 
-@pytest.mark.parametrize("name", ["mep", "mep-relay", "globus-compute-endpoint"])
+@pytest.mark.parametrize("name", ["mep", "mep-relay", "globus-compute-endpoint", "mep-diagnostic"])
 def test_completions_name_their_command(manual: Path, name: str) -> None:
     variable = f"_{name.upper().replace('-', '_')}_COMPLETE"
     for shell in ("bash", "zsh", "fish"):
