@@ -172,8 +172,8 @@ def commands_page() -> str:
         NOTE,
         "# Commands\n",
         "Every command and option, as `--help` prints them; the manual pages of the packages are made from the same",
-        "texts. `-h` and `--help` are options of each. `globus-compute-endpoint` and `gce` are other names of `mep`, and",
-        "`mep-diagnostic` is one of `mep self-diagnostic`.\n",
+        "texts. `-h` and `--help` are options of each. `globus-compute-endpoint` and `gce` are other names of `mep`,",
+        "and `mep-diagnostic` is one of `mep self-diagnostic`.\n",
     ]
     for name, top in (("mep", mep), ("mep-relay", mep_relay)):
         for context in _commands_below(name, top, None):
