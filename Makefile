@@ -73,9 +73,10 @@ demo: install ## the main job: two people's functions run as their own accounts
 bench: tools ## measure, beside bare Parsl and ssh (BENCH_ARGS="--json" and others)
 	@PYTHONPATH="$(CURDIR)/demo:$(CURDIR)/benchmarks" "$(BIN)/python" benchmarks/run.py $(BENCH_ARGS)
 
-docs: install ## write the generated pages of docs/ and the example of etc/ anew
+docs: install ## write the generated pages of docs/ and the examples of etc/ anew
 	@"$(BIN)/python" docs/generate.py
 	@"$(BIN)/python" -m mep.config.example etc/mep/example
+	@"$(BIN)/python" -m relay.example etc/mep-relay.toml
 
 site: tools ## the pages as a site in build/site; a warning is an error
 	@"$(TOOLS)/sphinx-build" -q -W --keep-going -j auto -c docs -d build/doctrees . build/site

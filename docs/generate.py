@@ -209,7 +209,8 @@ def relay_page() -> str:
         "state directory itself; `--config` names another file. Each key is also an option of `mep-relay serve`, with",
         "hyphens, which goes before the file. `mep-relay config` checks the file and shows every value. A wrong key or",
         "value stops the start, with file, key and reason. The file holds no secrets, but names the files that do.",
-        "Only root and the relay's account may be able to write it.\n",
+        "Only root and the relay's account may be able to write it. The package `mep-relay` installs it with every key",
+        "commented out, with its default.\n",
         "| key | type | default | what it does |",
         "| --- | --- | --- | --- |",
     ]

@@ -329,6 +329,7 @@ def stage_relay(build: Build) -> None:
     """Lay out mep-relay."""
     root = build.work / "root" / "mep-relay"
     put(ROOT / "systemd/mep-relay.service", root / "usr/lib/systemd/system/mep-relay.service")
+    put(ROOT / "etc/mep-relay.toml", root / "etc/mep-relay.toml")
 
 
 def stage_sdk(build: Build, wheel: Path) -> None:

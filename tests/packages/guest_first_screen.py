@@ -73,6 +73,7 @@ def main():
     run("useradd --create-home --shell /bin/bash alice")
     respect_chroot()
     guest_readme.install(DEBS)
+    assert pathlib.Path("/etc/mep-relay.toml").exists()  # a purge removes it, see below
     python = run("/opt/mep/bin/python -I --version").strip()
     compiled = list(pathlib.Path("/opt/mep/current/").glob("lib/python*/site-packages/mep/__pycache__/*.pyc"))
     assert compiled and list(pathlib.Path("/opt/mep-sdk").glob("lib/python*/site-packages/mep_sdk/__pycache__/*.pyc"))

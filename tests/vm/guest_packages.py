@@ -162,6 +162,8 @@ def install():
     passed("the commands start isolated, and no other is on anybody's PATH")
     conffiles = run("dpkg-query", "-W", "-f", "${Conffiles}", "mep-endpoint").split()
     assert {"/etc/logrotate.d/mep", "/etc/pam.d/mep"} <= set(conffiles), conffiles
+    conffiles = run("dpkg-query", "-W", "-f", "${Conffiles}", "mep-relay").split()
+    assert "/etc/mep-relay.toml" in conffiles, conffiles
     for name in ("mep", "mep-idmap", "mep-relay", "mep-register"):
         assert pwd.getpwnam(name).pw_shell == "/usr/sbin/nologin"
     assert (shown(RELAY, "ActiveState"), shown(RELAY, "UnitFileState")) == ("active", "disabled")

@@ -102,10 +102,14 @@ chroot "$root" mep-relay --version
 chroot "$root" /opt/mep-sdk/bin/python -I -c 'import mep_sdk; print("sdk", mep_sdk.__name__)'
 chroot "$root" /opt/mep/bin/python -I -c 'import psycopg, boto3, kubernetes; print("extras", psycopg.__file__)'
 grep -q password-auth "$root/etc/pam.d/mep"
-echo "# kept" >> "$root/etc/logrotate.d/mep"
+for file in /etc/logrotate.d/mep /etc/mep-relay.toml; do
+    rpm --root "$root" -q --configfiles mep-endpoint mep-relay | grep -x "$file"
+    echo "# kept" >> "$root$file"
+done
 rpm --root "$root" -U --nodeps "$new"/*.rpm
 echo "upgraded $(readlink "$root/opt/mep/current"), $(ls "$root/opt/mep/releases" | wc -l) release"
 grep -q "# kept" "$root/etc/logrotate.d/mep"
+grep -q "# kept" "$root/etc/mep-relay.toml"
 chroot "$root" mep --version
 rpm --root "$root" -e --nodeps $packages
 ls -d "$root"/opt/* "$root/usr/lib/mep" "$root/usr/bin/mep" 2>/dev/null || echo "nothing is left"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from relay import settings
+from relay.example import commented_settings
 from relay.server import _http_config
 from relay.settings import ConfigRefused, RelaySettings, load
 
@@ -64,6 +66,18 @@ def test_the_command_line_goes_before_the_file_and_is_checked_as_well(tmp_path: 
 def test_every_key_has_a_text_and_an_option() -> None:
     assert {one.name for one in settings.options()} == set(RelaySettings.__struct_fields__)
     assert all(one.text.endswith((".", ")")) for one in settings.options())
+
+
+def test_the_example_sets_nothing_and_shows_every_key_with_its_default(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[3] / "etc/mep-relay.toml").read_text()
+    assert text == commented_settings(), "run: make docs"
+    path = tmp_path / "mep-relay.toml"
+    path.write_text(text)
+    assert load(path) == RelaySettings()
+    keys = [line.removeprefix("#") for line in text.splitlines() if not line.startswith("# ")]
+    path.write_text("\n".join(keys))
+    assert load(path) == RelaySettings()
+    assert set(tomllib.loads(path.read_text())) == set(RelaySettings.__struct_fields__)
 
 
 def test_secrets_come_from_files_of_ones_own_or_from_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
