@@ -6,6 +6,7 @@ read. The file is private, because logs name people.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import platform
@@ -19,10 +20,10 @@ from typing import TYPE_CHECKING
 import click
 
 from mep import __version__
-from mep.cli.common import epilog
+from mep.cli.common import complete_name, epilog, locate
 
 if TYPE_CHECKING:
-    from mep.config.paths import Roots
+    from mep.config.paths import EndpointPaths
 
 _COMMAND_S = 120
 _MAX_OUTPUT_BYTES = 1024 * 1024
@@ -32,23 +33,25 @@ _LOGS = ("endpoint.log", "audit.log", "tasks.log")
 @click.command(
     "self-diagnostic",
     short_help="Write the facts for a support request into one file.",
-    epilog=epilog("mep self-diagnostic", "mep self-diagnostic --print-only --endpoint-log-dirs site"),
+    epilog=epilog("mep self-diagnostic", "mep self-diagnostic --print-only site"),
 )
+@click.argument("name", required=False, shell_complete=complete_name)
 @click.option("-p", "--print-only", is_flag=True, help="Print it instead of writing a file.")
 @click.option("-k", "--log-kb", type=click.IntRange(0, 1 << 20), default=1024, show_default=True, metavar="NUMBER",
               help="How many kilobytes of the end of each log to take.")  # fmt: skip
 @click.option("-v", "--verbose", is_flag=True, help="Name each part while it is made.")
 @click.option("-c", "--config-dir", type=click.Path(file_okay=False), metavar="DIR",
               help="Directory of the endpoints' directories.")  # fmt: skip
-@click.option("-l", "--endpoint-log-dirs", metavar="NAMES", help="Only these endpoints, with commas between them.")
+@click.option("-l", "--endpoint-log-dirs", metavar="NAMES",
+              help="Only these endpoints, names or ids, with commas between them.")  # fmt: skip
 @click.option("-r", "--recent-endpoints", type=click.IntRange(0), metavar="NUMBER",
               help="Only the endpoints with the newest logs.")  # fmt: skip
 @click.option("-e", "--endpoint-uuid", hidden=True, help="Ignored: `mep check` asks the relay without a task.")
 def self_diagnostic(
-    print_only: bool, log_kb: int, verbose: bool, config_dir: str | None, endpoint_log_dirs: str | None,
-    recent_endpoints: int | None, endpoint_uuid: str | None,
+    name: str | None, print_only: bool, log_kb: int, verbose: bool, config_dir: str | None,
+    endpoint_log_dirs: str | None, recent_endpoints: int | None, endpoint_uuid: str | None,
 ) -> None:  # fmt: skip
-    """Collect versions, the state and check of each endpoint, and the ends of their logs.
+    """Collect versions, the state and check of each endpoint, or only of NAME, and the ends of their logs.
 
     The file is made in the current directory, for its owner alone. Look through it before you send it: logs name
     people and accounts.
@@ -57,8 +60,9 @@ def self_diagnostic(
         os.environ["MEP_ETC"] = str(Path(config_dir).absolute())
     if endpoint_uuid is not None:
         click.echo("warning: --endpoint-uuid: is ignored: `mep check` asks the relay without a task", err=True)
-    names = None if endpoint_log_dirs is None else [Path(one).name for one in endpoint_log_dirs.split(",") if one]
-    parts = _parts(log_kb * 1024, names, recent_endpoints)
+    names = [] if name is None else [name]
+    names += [Path(one).name for one in (endpoint_log_dirs or "").split(",") if one]
+    parts = _parts(log_kb * 1024, _chosen(names, recent_endpoints))
     if print_only:
         for title, text in parts:
             click.echo(f"== {title}\n{text.rstrip()}\n")
@@ -77,29 +81,36 @@ def _write(parts: Iterator[tuple[str, str]], *, verbose: bool) -> str:
     return str(Path(name).absolute())
 
 
-def _parts(log_bytes: int, names: list[str] | None, recent: int | None) -> Iterator[tuple[str, str]]:
+def _chosen(names: list[str], recent: int | None) -> list[EndpointPaths]:
+    """Return the endpoints with these names or ids, or all of them if there are none. Raises ConfigRefused."""
+    from mep.cli.status_commands import require_endpoint
     from mep.config.paths import endpoint_paths, here, list_names
 
     roots = here()
+    found = [locate(name)[0] for name in names] or [endpoint_paths(roots, name) for name in list_names(roots)]
+    for where in found if names else ():
+        require_endpoint(where)
+    once = list({where.config_dir: where for where in found}.values())
+    return once if recent is None else sorted(once, key=_changed, reverse=True)[:recent]
+
+
+def _parts(log_bytes: int, chosen: list[EndpointPaths]) -> Iterator[tuple[str, str]]:
     yield "versions", f"mep {__version__}\nPython {sys.version}\n{platform.platform()}\n{' '.join(os.uname())}"
     yield "mep list", _output("list")
-    chosen = [name for name in list_names(roots) if names is None or name in names]
-    if recent is not None:
-        chosen = sorted(chosen, key=lambda name: _changed(roots, name), reverse=True)[:recent]
-    for name in chosen:
+    for where in chosen:
         for command in ("status", "check"):
-            yield f"mep {command} {name}", _output(command, name)
-        state = endpoint_paths(roots, name).state_dir
+            yield f"mep {command} {where.name}", _output(command, where.name)
         for log in _LOGS:
-            if (state / log).exists():
-                yield str(state / log), _end_of(state / log, log_bytes)
+            with contextlib.suppress(FileNotFoundError):
+                yield str(where.state_dir / log), _end_of(where.state_dir / log, log_bytes)
 
 
-def _changed(roots: Roots, name: str) -> float:
-    from mep.config.paths import endpoint_paths
-
-    state = endpoint_paths(roots, name).state_dir
-    return max((path.stat().st_mtime for log in _LOGS if (path := state / log).exists()), default=0.0)
+def _changed(where: EndpointPaths) -> float:
+    times = [0.0]
+    for log in _LOGS:
+        with contextlib.suppress(OSError):
+            times.append((where.state_dir / log).stat().st_mtime)
+    return max(times)
 
 
 def _output(*words: str) -> str:
@@ -117,9 +128,12 @@ def _output(*words: str) -> str:
 
 
 def _end_of(path: Path, limit: int) -> str:
+    """Return the end of a log, or why it can't be read. Raises FileNotFoundError."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - limit))
             return file.read(limit).decode("utf-8", "replace")
+    except FileNotFoundError:
+        raise
     except OSError as error:
         return f"{path}: {error.strerror}"

@@ -161,5 +161,10 @@ def test_the_diagnostic_is_one_private_file(mep: Cli, directory: Path) -> None:
     text = gzip.decompress(path.read_bytes()).decode()
     assert all(f"== {part}" in text for part in ("versions", "mep list", "mep status site", "mep check site"))
     assert mep.variables["MEP_TOKEN"] not in text
+    for named in (["site"], [mep.json("list")[0]["endpoint_id"].upper()], ["-l", mep.json("list")[0]["endpoint_id"]]):
+        assert "== mep status site" in run(mep, "mep-diagnostic", "-p", *named).stdout, named
+    for unknown in (["nosuch"], ["--endpoint-log-dirs", "site,nosuch"]):
+        done = run(mep, "mep-diagnostic", *unknown)
+        assert (done.returncode, "there is no endpoint nosuch here" in done.stderr) == (4, True), (unknown, done)
     for other in (["gce", "self-diagnostic"], ["globus-compute-diagnostic"]):
         assert run(mep, *other, "-p").stdout.startswith("== versions")
