@@ -294,7 +294,7 @@ class Client:
         """
         checks.check_kind("batch", batch, Batch, "client.create_batch()")
         if not batch:
-            raise ValueError("The batch is empty: add tasks to it first.")
+            raise ValueError("the batch is empty: add tasks to it first, such as batch.add(function_id, args=[1])")
         return msgspec.to_builtins(self.submit(endpoint_id, batch.prepare()))  # type: ignore[no-any-return]  # a dict
 
     def submit(

@@ -366,6 +366,7 @@ class Executor(concurrent.futures.Executor):
         """
         checks.check_count("chunksize", chunksize, 100)
         checks.check_timeout("timeout", timeout)
+        checks.check_iterables(iterables)
         ends = None if timeout is None else time.monotonic() + timeout
         calls = zip(*iterables, strict=False)
         if chunksize == 1:
@@ -674,12 +675,18 @@ def _uuid(value: UuidLike | None) -> UUID | None:
         raise ValueError(f"{value!r} is not an id: ids look like 4b116d3c-1703-4f8f-9f6f-39921e5864df") from None
 
 
+_EXAMPLES = {
+    "user_endpoint_config": '{"partition": "short"}',
+    "resource_specification": '{"num_nodes": 2, "ranks_per_node": 4}',
+}
+
+
 def _snapshot(value: dict[str, Any] | None, what: str) -> bytes:
     """Return a copy of `value` as JSON; empty for None. Raises TypeError, ValueError and what `_checked` raises."""
     if value is None:
         return b""
     if not isinstance(value, dict):
-        raise TypeError(f"{what} must be a dict or None, not {type(value).__name__}")
+        raise TypeError(f"{what} is a dict or None, such as {what}={_EXAMPLES[what]}, not {checks.shown(value)}")
     try:
         given = marshal.dumps(value, 2)  # to know it again: most submits have the same
     except ValueError:

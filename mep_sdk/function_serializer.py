@@ -79,9 +79,11 @@ def _refuse_what_cannot_run(function: object, name: str) -> None:
     import inspect
 
     if not callable(function):
-        raise FunctionUnserializable(
-            name=name, reason="it cannot be called: pass the function itself, as in submit(f, 1), not submit(f(1))"
-        )
+        from mep_sdk.argument_checks import shown  # only an error needs it
+
+        given = attempt(shown, function)[0] or "it"
+        way = "pass the function itself, as in submit(f, 1), not submit(f(1))"
+        raise FunctionUnserializable(name=name, reason=f"{given} cannot be called: {way}")
     called = (function, getattr(type(function), "__call__"), attempt(getattr, function, "func")[0])  # noqa: B004, B009
     if any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in called):
         reason = "it is an async function, and workers call plain ones; wrap it: def f(): return asyncio.run(g())"

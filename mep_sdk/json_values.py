@@ -47,7 +47,7 @@ def _key(key: Any, path: str) -> str:
         return _text(key, f"a key of {path}")
     if isinstance(key, int) and not isinstance(key, bool):
         return str(int(key))  # as JSON has it
-    raise TypeError(f"{path} has the key {key!r}, and JSON's keys are strings")
+    raise TypeError(f"{path} has the key {key!r}, and JSON's keys are strings, such as {{'size': 3}}")
 
 
 def _text(value: str, path: str) -> str:

@@ -170,15 +170,16 @@ def _seconds(walltime: Any) -> float | None:
     import numbers  # numpy's are Real, too
 
     if isinstance(walltime, bool) or not isinstance(walltime, numbers.Real):
-        raise TypeError(f"walltime is a number of seconds, not {walltime!r}")
+        raise TypeError(f"walltime is a number of seconds, such as walltime=60, not {walltime!r}")
     if not 0 <= cast("Any", walltime) <= threading.TIMEOUT_MAX:
-        raise ValueError(f"walltime is in seconds, 0 or more, or None for no limit; it is {walltime!s:.40}")
+        accepted = "in seconds, 0 or more, or None for no limit"
+        raise ValueError(f"walltime is {accepted}, such as walltime=60, not {walltime!s:.40}")
     return int(walltime) if isinstance(walltime, numbers.Integral) else float(walltime)
 
 
 def _lines(count: Any) -> int:
     if isinstance(count, bool) or not hasattr(count, "__index__") or (lines := operator.index(count)) < 0:
-        raise ValueError(f"snippet_lines is a number of lines, 0 or more, not {count!r}")
+        raise ValueError(f"snippet_lines is a number of lines, 0 or more, such as snippet_lines=100, not {count!r}")
     return lines
 
 
@@ -186,11 +187,12 @@ def _file(option: str, name: Any, or_bytes: str = "") -> str | None:
     """Return the name of a file as text. A number would be one of the worker's own descriptors."""
     if name is None:
         return None
+    example = f"such as {option}='{option}.txt'"
     if not isinstance(name, (str, os.PathLike)):
-        raise TypeError(f"{option} is the name of a file on the endpoint{or_bytes}, not {name!r}")
+        raise TypeError(f"{option} is the name of a file on the endpoint{or_bytes}, {example}, not {name!r}")
     text = os.fsdecode(name)
     if not text or "\0" in text:
-        raise ValueError(f"{option} is the name of a file on the endpoint{or_bytes}, not {name!r}")
+        raise ValueError(f"{option} is the name of a file on the endpoint{or_bytes}, {example}, not {name!r}")
     return text
 
 

@@ -10,10 +10,20 @@ import time
 from datetime import datetime
 from typing import NamedTuple
 
+from mep_sdk.argument_checks import shown
 from mep_wire import limits
 
 Deadline = float | datetime | None
 """Seconds since the epoch, or a time with its time zone; None for none."""
+
+
+_EXAMPLES = {
+    "walltime_s": "walltime_s=60",
+    "max_attempts": "max_attempts=3",
+    "deadline": "deadline=datetime.now(timezone.utc) + timedelta(hours=2)",
+    "deadline_s": "deadline_s=7200",
+    "priority": "priority=10",
+}
 
 
 class TaskOptions(NamedTuple):
@@ -31,30 +41,36 @@ def checked_options(
 ) -> TaskOptions:
     """Return the options as they are sent. Raises ValueError or TypeError, naming the option and its fault."""
     if max_attempts is not None and not 1 <= _whole(max_attempts, "max_attempts") <= limits.MAX_ATTEMPTS:
-        raise ValueError(f"max_attempts is 1 to {limits.MAX_ATTEMPTS} (1: never run again), not {max_attempts}")
+        accepted = f"1 to {limits.MAX_ATTEMPTS} (1: never run again)"
+        raise ValueError(_refusal("max_attempts", accepted, max_attempts))
     if not limits.MIN_PRIORITY <= _whole(priority, "priority") <= limits.MAX_PRIORITY:
-        raise ValueError(f"priority is {limits.MIN_PRIORITY} to {limits.MAX_PRIORITY}, higher first, not {priority}")
+        accepted = f"{limits.MIN_PRIORITY} to {limits.MAX_PRIORITY}, higher first"
+        raise ValueError(_refusal("priority", accepted, priority))
     if walltime_s is not None and not _number(walltime_s, "walltime_s") >= 0:
-        raise ValueError(f"walltime_s is in seconds, 0 or more (0: no limit), not {walltime_s}")
+        raise ValueError(_refusal("walltime_s", "in seconds, 0 or more (0: no limit)", walltime_s))
     if deadline_s is not None and not _number(deadline_s, "deadline_s") > 0:
-        raise ValueError(f"deadline_s is in seconds from the submission, more than 0, not {deadline_s}")
+        raise ValueError(_refusal("deadline_s", "in seconds from the submission, more than 0", deadline_s))
     ends = _seconds(deadline)
     if ends is not None and ends <= time.time():
         raise ValueError(f"the deadline {deadline} is past; for seconds from the submission there is deadline_s")
     return TaskOptions(walltime_s, max_attempts, ends, deadline_s, priority)
 
 
+def _refusal(name: str, accepted: str, value: object) -> str:
+    return f"{name} is {accepted}, such as {_EXAMPLES[name]}, not {shown(value)}"
+
+
 def _whole(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is a whole number, not {value!r}")
+        raise TypeError(_refusal(name, "a whole number", value))
     return value
 
 
 def _number(value: float, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+        raise TypeError(_refusal(name, "a number of seconds", value))
     if not math.isfinite(value):
-        raise ValueError(f"{name} is a finite number of seconds, not {value}")
+        raise ValueError(_refusal(name, "a finite number of seconds", value))
     return value
 
 
@@ -63,8 +79,8 @@ def _seconds(deadline: Deadline) -> float | None:
         return None
     if not isinstance(deadline, datetime):
         if isinstance(deadline, str):
-            raise TypeError(f"deadline is a datetime, or in seconds since the epoch, not {deadline!r}")
+            raise TypeError(_refusal("deadline", "a datetime, or in seconds since the epoch", deadline))
         return float(_number(deadline, "deadline"))
     if deadline.tzinfo is None:
-        raise ValueError(f"the deadline {deadline} has no time zone: use datetime.now(UTC) + timedelta(...)")
+        raise ValueError(_refusal("deadline", "a datetime with a time zone", deadline))
     return deadline.timestamp()
