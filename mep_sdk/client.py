@@ -442,7 +442,10 @@ class Client:
     # --- endpoints --------------------------------------------------------------------------------------
 
     def get_endpoints(self, role: str | None = None) -> list[dict[str, Any]]:
-        """Return your own endpoints; with role="any" also those that are open to all. Raises ValueError for others."""
+        """Return your own endpoints; with role="any" also those that are open to all. Raises ValueError for others.
+
+        `get_endpoint_metadata` has what a list leaves out: schema, metadata and allowed functions.
+        """
         if role not in (None, "owner", "any"):
             raise ValueError(f'role is "owner" or "any", not {role!r}')
         query = f"?{urlencode({'role': role})}" if role is not None else ""

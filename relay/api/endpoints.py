@@ -28,8 +28,8 @@ MAX_METADATA_BYTES = 64 * 1024
 _IGNORED = ("subscription_uuid",)
 
 
-class EndpointInfo(msgspec.Struct, kw_only=True):
-    """GET /v2/endpoints/ID: the public data of an endpoint."""
+class EndpointSummary(msgspec.Struct, kw_only=True):
+    """An endpoint in a list. What can be large is left out: a list has up to every endpoint."""
 
     uuid: str
     name: str
@@ -37,14 +37,19 @@ class EndpointInfo(msgspec.Struct, kw_only=True):
     multi_user: bool
     public: bool
     owner_id: str
-    allowed_functions: list[str] | None = None
-    user_config_schema: dict[str, Any] | None = None
-    metadata: dict[str, Any] = {}
     authentication_policy: str | None = None
     high_assurance: bool = False
     admins: list[str] = []
     alias: str | None = None
     locked: bool = False
+
+
+class EndpointInfo(EndpointSummary, kw_only=True):
+    """GET /v2/endpoints/ID: the public data of an endpoint."""
+
+    allowed_functions: list[str] | None = None
+    user_config_schema: dict[str, Any] | None = None
+    metadata: dict[str, Any] = {}
 
 
 class EndpointStatus(msgspec.Struct, kw_only=True):
@@ -210,17 +215,24 @@ def _seen(service: ApiContext, request: Request) -> EndpointRecord:
 
 def info(service: ApiContext, record: EndpointRecord) -> EndpointInfo:
     """Return what people who see an endpoint may know of it."""
-    access = service.access.of_endpoint(record.endpoint_id)
     return EndpointInfo(
+        **msgspec.structs.asdict(summary(service, record)),
+        allowed_functions=record.allowed_functions,
+        user_config_schema=record.user_config_schema,
+        metadata=record.metadata,
+    )
+
+
+def summary(service: ApiContext, record: EndpointRecord) -> EndpointSummary:
+    """Return what a list has of an endpoint."""
+    access = service.access.of_endpoint(record.endpoint_id)
+    return EndpointSummary(
         uuid=record.endpoint_id,
         name=record.name,
         display_name=record.display_name,
         multi_user=record.multi_user,
         public=record.public,
         owner_id=record.owner,
-        allowed_functions=record.allowed_functions,
-        user_config_schema=record.user_config_schema,
-        metadata=record.metadata,
         authentication_policy=record.policy or None,
         high_assurance=record.high_assurance,
         admins=record.admins,
@@ -229,12 +241,12 @@ def info(service: ApiContext, record: EndpointRecord) -> EndpointInfo:
     )
 
 
-async def listing(service: ApiContext, request: Request) -> list[EndpointInfo]:
+async def listing(service: ApiContext, request: Request) -> list[EndpointSummary]:
     """GET /v2/endpoints: one's own; with `role=any` also those that are open to all."""
     me = request.caller.account_id
     if request.query.get("role") != "any":
-        return [info(service, record) for record in service.store.endpoints(me)]
-    return [info(service, r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
+        return [summary(service, record) for record in service.store.endpoints(me)]
+    return [summary(service, r) for r in service.store.endpoints() if r.owner == me or (r.multi_user and r.public)]
 
 
 async def look_up(service: ApiContext, request: Request) -> EndpointInfo:

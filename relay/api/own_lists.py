@@ -84,7 +84,7 @@ def _info(task: OwnTask, group: GroupRef) -> OwnTaskInfo:
     )
 
 
-async def find_endpoints(service: ApiContext, request: Request) -> list[endpoints.EndpointInfo]:
+async def find_endpoints(service: ApiContext, request: Request) -> list[endpoints.EndpointSummary]:
     """GET /v3/endpoints/find: one's own called NAME, else the endpoint with this alias, else those called OWNER/NAME.
 
     NAME is the name or the display name. Other people's need their OWNER, and their aliases come after one's own
@@ -97,11 +97,11 @@ async def find_endpoints(service: ApiContext, request: Request) -> list[endpoint
     found = [one for one in own if name in (one.name, one.display_name)]
     if not found and (named := service.access.named(name)):
         record = endpoints.existing(service, named)
-        return [endpoints.info(service, record)] if _sees(service, record, request.caller) else []
+        return [endpoints.summary(service, record)] if _sees(service, record, request.caller) else []
     if not found and "/" in name:
         every = service.store.endpoints()
         found = [one for one in every if _is_called(service, one, name) and _sees(service, one, request.caller)]
-    return [endpoints.info(service, record) for record in found[:MAX_LISTED]]
+    return [endpoints.summary(service, record) for record in found[:MAX_LISTED]]
 
 
 def _sees(service: ApiContext, record: EndpointRecord, caller: Caller) -> bool:

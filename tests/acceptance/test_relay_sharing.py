@@ -269,6 +269,20 @@ def test_an_endpoint_is_shared_with_people_and_groups(relay: RelayProcess, owner
     member.refused("ENDPOINT_NOT_SHARED", *member.submission(endpoint))
 
 
+def test_lists_of_endpoints_leave_out_what_can_be_large(relay: RelayProcess, owner: Someone, someone: Any) -> None:
+    large = {"metadata": {"text": "m" * 60_000}, "user_config_schema": {"type": "object", "title": "s" * 200_000}}
+    endpoint = FakeManager(relay, owner.token, public=True, allowed_functions=[str(uuid.uuid4())], **large).endpoint_id
+    owner.ok("PUT", f"/v3/endpoints/{endpoint}/access", {"alias": "large-one"})
+    lists = [(owner, "/v2/endpoints"), (someone("p@example.edu"), "/v2/endpoints?role=any")]
+    for person, path in [*lists, (owner, "/v3/endpoints/find?name=large-one")]:
+        (listed,) = (one for one in person.ok("GET", path) if one["uuid"] == endpoint)
+        assert listed["alias"] == "large-one"
+        assert len(json.dumps(listed)) < 2000, path
+    whole = owner.ok("GET", f"/v2/endpoints/{endpoint}")
+    assert {key: whole[key] for key in large} == large
+    assert len(whole["allowed_functions"]) == 1
+
+
 def test_public_endpoints_are_seen_and_not_used(relay: RelayProcess, owner: Someone, someone: Any) -> None:
     endpoint = FakeManager(relay, owner.token, public=True).endpoint_id
     owner.ok("PUT", f"/v3/endpoints/{endpoint}/access", {"people": []})
