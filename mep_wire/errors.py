@@ -383,7 +383,7 @@ class DataUnavailable(MepError, TaskExecutionFailed):
 
 
 class StorageFull(MepError):
-    """Your waiting tasks and kept results take {size} MB here, of {limit} MB. Submit again once some are gone."""
+    """Your waiting tasks, kept results and functions take {size} MB here, of {limit} MB. Remove some, or wait."""
 
     code = "STORAGE_FULL"
     http_status = 429

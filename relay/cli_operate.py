@@ -344,7 +344,7 @@ def queue(where: Where, *, as_json: bool) -> None:
 @state_option
 @json_option
 def storage(where: Where, *, as_json: bool) -> None:
-    """Show the bytes of each person's waiting arguments and kept results, the largest first.
+    """Show the bytes of each person's waiting arguments, kept results and functions, the largest first.
 
     \b
     Example:

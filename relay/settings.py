@@ -128,7 +128,7 @@ class RelaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Meta(description="How long unused functions, empty task groups and user endpoints are kept; 0: for ever."),
     ] = 365.0
     max_stored_gb: Annotated[
-        _Most, Meta(description="Largest size of one person's waiting arguments and kept results; 0: any.")
+        _Most, Meta(description="Largest size of one person's waiting arguments, kept results and functions; 0: any.")
     ] = 50.0
     max_open_tasks_at_endpoint: Annotated[
         int,

@@ -99,7 +99,10 @@ async def register(service: ApiContext, request: Request) -> FunctionAnswer:
         if (known.code, known.name) != (function.code, function.name):
             raise IdConflict(id=request.key)
         return FunctionAnswer(function_uuid=known.function_id)
+    size = function.stored_bytes
+    service.dispatcher.quota.check(function.owner, size)
     await durable(service.store.submit(lambda tx: tx.put_function(function)))
+    service.dispatcher.quota.added(function.owner, size)
     service.audit.note("function.register", request.caller, function=function.function_id, name=function.name)
     return FunctionAnswer(function_uuid=function.function_id)
 
@@ -175,6 +178,7 @@ async def update(service: ApiContext, request: Request) -> Updated:
         public=function.public if body.public is None else body.public,
         group=function.group if body.group is None else body.group,
     )
+    service.dispatcher.quota.check(function.owner, max(0, changed.stored_bytes - function.stored_bytes))
     await durable(service.store.submit(lambda tx: tx.change_function(changed)))
     service.audit.note("function.update", request.caller, function=function.function_id)
     return Updated()

@@ -131,7 +131,7 @@ _USE_ERRORS = (
 )
 _READ_ERRORS = (e.EndpointForbidden, e.EndpointNotShared, e.LoginRequired, e.PolicyRefused)
 _SEE_ERRORS = (e.EndpointForbidden, e.EndpointNotShared, e.EndpointNotFound)
-_FUNCTION_ERRORS = (*_USE_ERRORS, e.GroupNotFound, e.ClientForbidden, e.IdConflict)
+_FUNCTION_ERRORS = (*_USE_ERRORS, e.GroupNotFound, e.ClientForbidden, e.IdConflict, e.StorageFull)
 _SUBMIT_ERRORS = (
     *_USE_ERRORS,
     e.FunctionForbidden,
@@ -492,7 +492,7 @@ ROUTES: tuple[Route, ...] = (
         functions.Updated,
         "Change a function's description and sharing",
         body=pb.FunctionUpdateBody,
-        errors=(e.NotOwner, e.FunctionNotFound, e.GroupNotFound, e.ClientForbidden),
+        errors=(e.NotOwner, e.FunctionNotFound, e.GroupNotFound, e.ClientForbidden, e.StorageFull),
         scope="submit",
     ),
     Route(

@@ -87,7 +87,8 @@ class Dispatcher:
         self._ueps = UepHandlers(self.live, self.delivery, self.starts, self._process_loss)
         self._task_events = TaskRecordFeed(self.live, self._audited)
         self._submissions = Submissions(self.live, self.delivery, self.deadlines, limits)
-        self.data = DataPieces(self.live, self.payloads, self._submissions.quota, limits.data_bytes)
+        self.quota = self._submissions.quota
+        self.data = DataPieces(self.live, self.payloads, self.quota, limits.data_bytes)
         self.delivery.max_data_bytes = self.data.most_bytes
         self._store, self._plane = store, link_
         self._from_peer, self._from_manager, self._from_uep = self._of_peers(), self._of_managers(), self._of_ueps()

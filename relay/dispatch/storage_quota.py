@@ -1,7 +1,7 @@
-"""Limits one person's stored data: the bytes of their waiting tasks' arguments and of the results that are kept.
+"""Limits one person's stored data: the bytes of waiting tasks' arguments, of kept results, and of functions.
 
-The store counts by task group; here the sum is remembered for a moment, so that a submission costs no sum over
-thousands of groups. Called by the API for each submission.
+The store counts by task group and function; here the sum is remembered for a moment, so that a submission costs no sum
+over thousands of them. Called by the API for each submission, and for each new function.
 """
 
 from __future__ import annotations

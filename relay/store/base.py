@@ -401,7 +401,7 @@ class TaskReads(Protocol):
         """Return how many unfinished tasks there are, by state. It reads an index entry of each."""
 
     def stored_bytes(self, account_id: str) -> int:
-        """Return the bytes of a person's waiting arguments and kept results."""
+        """Return the bytes of a person's waiting arguments, kept results and functions, until they are removed."""
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         """Return the tasks that exist among these."""

@@ -12,6 +12,8 @@ import msgspec
 
 from mep_wire.states import TaskState
 
+FUNCTION_ROW_BYTES = 1024
+"""What a function counts beyond its bytes: its row, ids and index entries. This bounds the number of small ones too."""
 BUILT_IN_SCOPES = ("submit", "read", "manage_endpoints", "manage_tokens")
 """What a token may do that the administrator's command made without saying more."""
 
@@ -146,6 +148,15 @@ class FunctionRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: float
     group: str = ""
     ha_endpoint_id: str = ""
+
+    def without_code(self) -> bytes:
+        """Return everything but the code, as it is stored."""
+        return msgspec.msgpack.encode(msgspec.structs.replace(self, code=b""))
+
+    @property
+    def stored_bytes(self) -> int:
+        """The bytes that count for its owner."""
+        return len(self.code) + len(self.without_code()) + FUNCTION_ROW_BYTES
 
 
 class UepRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -153,6 +153,11 @@ MIGRATIONS: tuple[str, ...] = (
     ) WITHOUT ROWID;
     CREATE INDEX chunk_uses_row ON chunk_uses (row);
     """,
+    """
+    ALTER TABLE functions ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
+    UPDATE functions SET bytes = length(code) + length(body) + 1024;
+    CREATE INDEX functions_owner ON functions (owner, bytes);
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -30,6 +30,7 @@ from relay.store import statements as sql
 from relay.store.base import Tx
 from relay.store.group_commit import LOCK_STEP_S, LOCK_WAIT_S, Commits, DirectWriter, Writer
 from relay.store.records import (
+    FUNCTION_ROW_BYTES,
     Added,
     Caller,
     Completion,
@@ -352,22 +353,26 @@ class _RegistryTx(_Part):
         self._db.execute(sql.DELETE_ENDPOINT, (now, endpoint_id))
 
     def put_function(self, function: FunctionRecord) -> None:
-        body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
+        body = function.without_code()
         added = self._db.execute(
             sql.ADD_FUNCTION,
             (
                 *(function.function_id, function.owner, int(function.public), function.code, body),
                 *(function.created_at, function.group, function.ha_endpoint_id),
+                len(function.code) + len(body) + FUNCTION_ROW_BYTES,
             ),
         ).rowcount
         if not added:
             raise IdConflict(id=function.function_id)
 
     def change_function(self, function: FunctionRecord) -> None:
-        body = msgspec.msgpack.encode(msgspec.structs.replace(function, code=b""))
+        body = function.without_code()
         self._db.execute(
             sql.CHANGE_FUNCTION,
-            (int(function.public), body, function.group, function.ha_endpoint_id, function.function_id),
+            (
+                *(int(function.public), body, function.group, function.ha_endpoint_id),
+                *(len(body) + FUNCTION_ROW_BYTES, function.function_id),
+            ),
         )
 
     def delete_function(self, function_id: str, now: float) -> None:
@@ -894,7 +899,7 @@ class SqlReads(abc.ABC):
         return {TaskState(state): count for state, count in self._all(sql.OPEN_BY_STATE)}
 
     def stored_bytes(self, account_id: str) -> int:
-        return int(self._one(sql.STORED_BYTES, account_id, account_id)[0])
+        return int(self._one(sql.STORED_BYTES, *[account_id] * 3)[0])
 
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)
@@ -1015,7 +1020,7 @@ class SqlReads(abc.ABC):
         ]
 
     def storage(self) -> list[tuple[str, int, int]]:
-        return [(owner, int(size), groups) for owner, size, groups in self._all(sql.STORAGE)]
+        return [(owner, int(size), int(groups)) for owner, size, groups in self._all(sql.STORAGE)]
 
 
 class SqliteStore(SqlReads):

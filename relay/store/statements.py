@@ -111,10 +111,13 @@ ENDPOINTS_OF = (
 )
 
 ADD_FUNCTION = (
-    "INSERT INTO functions (function_id, owner, public, code, body, used_at, group_id, ha_endpoint_id) "
-    "VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (function_id) DO NOTHING"
+    "INSERT INTO functions (function_id, owner, public, code, body, used_at, group_id, ha_endpoint_id, bytes) "
+    "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (function_id) DO NOTHING"
 )
-CHANGE_FUNCTION = "UPDATE functions SET public = ?, body = ?, group_id = ?, ha_endpoint_id = ? WHERE function_id = ?"
+CHANGE_FUNCTION = (
+    "UPDATE functions SET public = ?, body = ?, group_id = ?, ha_endpoint_id = ?, bytes = length(code) + ? "
+    "WHERE function_id = ?"
+)
 DELETE_FUNCTION = "UPDATE functions SET deleted_at = ? WHERE function_id = ?"
 FUNCTION = "SELECT owner, body, code FROM functions WHERE function_id = ? AND deleted_at = 0"
 FUNCTION_REF = (
@@ -286,7 +289,8 @@ ENDED_INPUTS = (
 DROP_INPUT = "DELETE FROM inputs WHERE row = ?"
 STORED_BYTES = (
     "SELECT (SELECT coalesce(sum(bytes), 0) FROM task_groups WHERE owner = ?) + "
-    "(SELECT coalesce(sum(size), 0) FROM chunks WHERE owner = ?)"
+    "(SELECT coalesce(sum(size), 0) FROM chunks WHERE owner = ?) + "
+    "(SELECT coalesce(sum(bytes), 0) FROM functions WHERE owner = ?)"
 )
 # Results that their person has been sent, the oldest first: the columns are those of OLDEST_RESULTS.
 OLDEST_DELIVERED = OLDEST_RESULTS.replace(
@@ -426,8 +430,9 @@ QUEUES = (
     "GROUP BY u.uep_id, u.endpoint_id, u.account_id, t.state"
 )
 STORAGE = (
-    "SELECT owner, sum(bytes) + coalesce((SELECT sum(size) FROM chunks c WHERE c.owner = g.owner), 0), count(*) "
-    "FROM task_groups g GROUP BY owner ORDER BY 2 DESC, owner"
+    "SELECT owner, sum(bytes), sum(task_group) FROM (SELECT owner, bytes, 1 AS task_group FROM task_groups "
+    "UNION ALL SELECT owner, size, 0 FROM chunks UNION ALL SELECT owner, bytes, 0 FROM functions) s "
+    "GROUP BY owner ORDER BY 2 DESC, owner"
 )
 
 # --- the write-ahead log ----------------------------------------------------------------------------

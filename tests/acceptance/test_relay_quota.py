@@ -42,6 +42,20 @@ def test_who_has_too_much_stored_is_refused_also_after_a_restart_and_nobody_else
     assert status == 200
 
 
+def test_functions_count_and_many_small_ones_as_well(relay: RelayProcess) -> None:
+    carol, dave = Person(relay, "carol"), Person(relay, "dave")
+    small = carol.function("c")
+    body = {"function_name": "f", "function_code": "x" * 990_000}
+    known = carol.ok("POST", "/v3/functions", body)["function_uuid"]
+    for code in ("x" * 20_000, "x" * 9_000):
+        carol.refused(429, "STORAGE_FULL", "POST", "/v3/functions", {**body, "function_code": code})
+    carol.refused(429, "STORAGE_FULL", "PUT", f"/v3/functions/{small}", {"description": "d" * 20_000})
+    dave.ok("POST", "/v3/functions", body)
+    carol.ok("DELETE", f"/v2/functions/{known}")
+    reason = carol.refused(429, "STORAGE_FULL", "POST", "/v3/functions", body)
+    assert "functions take 1.0 MB here, of 1.0 MB" in reason
+
+
 def test_limits_of_rate_and_size_are_said_and_hold_for_one_person(tmp_path: Path) -> None:
     options = ("--max-requests-per-s", "5", "--max-batch", "3", "--max-payload-mb", "0.001", "--max-result-mb", "0.002")
     with RelayProcess(tmp_path, *options) as relay:

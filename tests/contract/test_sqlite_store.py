@@ -12,7 +12,7 @@ import pytest
 from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity
 from relay.store import group_commit
-from relay.store.records import FunctionRecord
+from relay.store.records import FUNCTION_ROW_BYTES, FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
 from relay.store.sqlite import SqliteStore
 from relay.store.wal_checkpointer import WAL_BYTES
@@ -165,7 +165,7 @@ def test_a_database_of_before_has_its_bytes_counted(tmp_path: Path) -> None:
     connection.close()
     store = SqliteStore(path)
     try:
-        assert store.stored_bytes("a") == 135
+        assert store.stored_bytes("a") == 135 + 2 + FUNCTION_ROW_BYTES
         (taken,) = store.submit(lambda tx: tx.take_queued(1, 9, 999)).result(20)
         assert (taken.row, taken.attempt, taken.max_attempts, taken.deadline, taken.priority) == (1, 1, 0, 0.0, 0)
         assert store.function_ref("f").used_at > 1e9  # type: ignore[union-attr]

@@ -727,22 +727,43 @@ def test_an_ending_for_another_task_does_not_end_the_one_that_has_its_row(work: 
 
 
 def test_a_persons_bytes_are_those_of_arguments_and_results_until_they_are_removed(work: Work) -> None:
+    own = work.store.stored_bytes("a")  # of the function
+    assert 1024 < own < 1200
     tasks = work.new(3, payload=b"x" * 100)
     rows = work.add(tasks, dispatched=3)
     work.add(tasks)  # the same again is not counted again
-    assert work.store.stored_bytes("a") == 300
+    assert work.store.stored_bytes("a") == own + 300
     assert work.store.stored_bytes("b") == 0
     work.end(rows[:2], payload=b"y" * 10)
-    assert work.store.stored_bytes("a") == 320
+    assert work.store.stored_bytes("a") == own + 320
     last = do(work.store, lambda tx: tx.drop_inputs(0, 1))
-    assert work.store.stored_bytes("a") == 220
+    assert work.store.stored_bytes("a") == own + 220
     assert do(work.store, lambda tx: tx.drop_inputs(last, 10)) > last
-    assert work.store.stored_bytes("a") == 120
+    assert work.store.stored_bytes("a") == own + 120
     work.end(rows[2:], payload=b"y" * 10)
     assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the newest stays
-    assert work.store.stored_bytes("a") == 110
+    assert work.store.stored_bytes("a") == own + 110
     do(work.store, lambda tx: tx.merge_accounts("b", "a"))
-    assert work.store.stored_bytes("b") == 110
+    assert work.store.stored_bytes("b") == own + 110
+
+
+def test_functions_count_for_their_owner_until_they_are_purged(store: Store) -> None:
+    first, second = add_function(store, code=b"c" * 5000), add_function(store, code=b"c")
+    size = store.stored_bytes("a")
+    assert 6000 + 1024 < size < 6000 + 1400
+    assert store.storage() == [("a", size, 0)]
+    changed = store.function(first.function_id)
+    assert changed is not None
+    do(store, lambda tx: tx.change_function(msgspec.structs.replace(changed, description="d" * 101)))
+    assert size + 100 <= store.stored_bytes("a") <= size + 102
+    do(store, lambda tx: tx.delete_function(first.function_id, 5.0))
+    assert store.stored_bytes("a") > 5000, "its code is still stored"
+    assert do(store, lambda tx: tx.purge_functions(6.0, 10)) == 1
+    left = store.function(second.function_id)
+    assert left is not None
+    assert store.stored_bytes("a") == left.stored_bytes
+    do(store, lambda tx: tx.merge_accounts("b", "a"))
+    assert (store.stored_bytes("a"), store.stored_bytes("b")) == (0, left.stored_bytes)
 
 
 def test_a_task_whose_arguments_are_gone_has_its_result_and_is_known(work: Work) -> None:
@@ -932,6 +953,7 @@ def test_delivered_ends_can_be_removed_before_others(work: Work) -> None:
 
 
 def test_an_administrator_sees_tasks_queues_and_storage(work: Work) -> None:
+    function = work.store.stored_bytes("a")
     tasks = work.new(3, payload=b"12345")
     rows = work.add(tasks)
     work.take(1)
@@ -939,7 +961,7 @@ def test_an_administrator_sees_tasks_queues_and_storage(work: Work) -> None:
     assert [one.task_id for one in listed] == [tasks[2].task_id, tasks[1].task_id]
     assert work.store.list_tasks("other", "", ended=True, limit=9) == []
     assert {(one.state, one.count) for one in work.store.queues()} == {(int(S.QUEUED), 2), (int(S.DISPATCHED), 1)}
-    assert work.store.storage() == [("a", 15, 1)]
+    assert work.store.storage() == [("a", 15 + function, 1)]
     work.end(rows)
     assert work.store.list_tasks("", "", ended=False, limit=9) == []
     assert len(work.store.list_tasks("", "", ended=True, limit=9)) == 3
