@@ -41,6 +41,8 @@ class UepBundle(msgspec.Struct, frozen=True, kw_only=True):
     """The SHA-256 of the code of each listed id, pinned at registration."""
     multi_user: bool = True
     debug: bool = False
+    log_format: str = "text"
+    """`text` or `json`."""
     audit_tasks: bool = False
     """Whether the site keeps task records, with block and job of each task."""
     user_state_dir: str | None = None

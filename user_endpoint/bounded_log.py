@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 
-from mep_wire.text import FieldLog, printable_lines
+from mep_wire.text import FieldLog, json_line, printable_lines
 
 LIMIT_BYTES = 1024 * 1024
 """A log is moved aside to NAME.1 (replacing it) when it has grown to this."""
@@ -16,6 +17,8 @@ LIMIT_BYTES = 1024 * 1024
 
 MAX_HALF_LINE = 4096
 """So much of a line is waited for; a longer one becomes two."""
+MAX_JSON_LINE = 64 * 1024
+"""Characters of a line of JSON, which has room for MAX_HALF_LINE characters, each as two escapes."""
 
 
 def escape_output(data: bytes) -> bytes:
@@ -26,6 +29,28 @@ def escape_output(data: bytes) -> bytes:
     return (text if text.endswith("\n") else text + "\n").encode()
 
 
+def json_output(data: bytes) -> bytes:
+    """Return the output of a task or library as lines of JSON: those of `library_log` as they are."""
+    lines = data.decode("utf-8", "backslashreplace").split("\n")
+    return "".join(made + "\n" for line in lines for made in _as_json(line)).encode("ascii", "backslashreplace")
+
+
+def _as_json(line: str) -> list[str]:
+    if line.startswith('{"at": "') and line.isascii() and line.isprintable() and _is_object(line):
+        return [line]
+    parts = [line[at : at + MAX_HALF_LINE] for at in range(0, len(line), MAX_HALF_LINE)]
+    return [json_line("mep-uep", "INFO", "output", {"line": part}, limit=MAX_JSON_LINE) for part in parts]
+
+
+def _is_object(line: str) -> bool:
+    import json  # for this format alone
+
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 class BoundedFile:
     """An append-only file that never takes more than twice `limit` bytes on the disk. A full disk loses lines.
 
@@ -34,10 +59,14 @@ class BoundedFile:
     that reads its own output hangs once the pipe is full.
     """
 
-    def __init__(self, path: str, limit: int = LIMIT_BYTES) -> None:
+    def __init__(
+        self, path: str, limit: int = LIMIT_BYTES, *, escape: Callable[[bytes], bytes] = escape_output
+    ) -> None:
+        """`escape` makes whole lines of others' output."""
         self._path = path
         self._raw_limit = limit // 8
         self._limit = limit - self._raw_limit
+        self._escape = escape
         self._raw, self._copied = -1, 0
         self._descriptor = self._open(path)
 
@@ -85,7 +114,10 @@ class BoundedFile:
         data = os.pread(self._raw, min(size - self._copied, self._limit), self._copied)
         whole = data.rfind(b"\n") + 1
         taken = len(data) if all_of_it or len(data) - whole > MAX_HALF_LINE else whole
-        if text := escape_output(data[:taken]):
+        text = self._escape(data[:taken])
+        if len(text) > self._limit and self._escape is not escape_output:
+            text = text[: text.rfind(b"\n", 0, self._limit) + 1]  # no line of JSON is cut
+        if text:
             self._make_room(len(text))
             os.write(self._descriptor, text[: self._limit])
         self._copied += taken

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 
-from mep_wire.text import LEVELS, log_line
+from mep_wire.text import LEVELS, formatted, is_json
 
 _STDERR = 2
 _OURS = "user_endpoint"
+_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
+_ESCAPED = re.compile(r'\\(["\\])')
 
 
 class _Forward(logging.Handler):
@@ -21,12 +24,20 @@ class _Forward(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         level = record.levelname if record.levelname in LEVELS else "ERROR"
-        fields = {} if record.name.partition(".")[0] == _OURS else {"source": record.name}
-        text = record.getMessage()
+        ours, text = record.name.partition(".")[0] == _OURS, record.getMessage()
+        fields = {} if ours else {"source": record.name}
+        if ours and is_json():
+            text, fields = _parts(text)
         if record.exc_info and record.exc_info[1] is not None:
             fields["error"] = repr(record.exc_info[1])
         with contextlib.suppress(OSError):
-            os.write(_STDERR, (log_line("mep-uep", level, text, fields, at=record.created) + "\n").encode())
+            os.write(_STDERR, (formatted("mep-uep", level, text, fields, at=record.created) + "\n").encode())
+
+
+def _parts(text: str) -> tuple[str, dict[str, str]]:
+    """Return the text of one of our own records without the fields at its end, and the fields."""
+    found = {key: _ESCAPED.sub(r"\1", value[1:-1] if value[0] == '"' else value) for key, value in _FIELD.findall(text)}
+    return _FIELD.sub("", text), found
 
 
 def forward_library_log() -> None:

@@ -16,8 +16,8 @@ import msgspec
 from mep_wire.bundle import UepBundle, decode_bundle
 from mep_wire.errors import EndpointMisconfigured, MepError
 from mep_wire.start_request import StartRequest, decode_start, decode_verified_start
-from mep_wire.text import printable
-from user_endpoint.bounded_log import BoundedFile, BoundedLog
+from mep_wire.text import is_json, printable, set_format
+from user_endpoint.bounded_log import MAX_JSON_LINE, BoundedFile, BoundedLog, escape_output, json_output
 from user_endpoint.figures_page import FiguresPage, inherited_page
 from user_endpoint.keeper_report import Reporter, StartFailure
 from user_endpoint.paths import LOCK_WAIT_S, Paths, home_unusable, make_paths, take_lock
@@ -90,6 +90,7 @@ class Starting:
             self._bundle.user_state_dir,
             self._verified.local_user,
         )
+        set_format(self._bundle.log_format, limit=MAX_JSON_LINE)
         log = open_log(paths, debug=self._bundle.debug)
         log.info("starting", endpoint=self._bundle.endpoint_name, correlation_id=self._request.correlation_id)
         try:
@@ -219,7 +220,7 @@ def _zmq_error() -> type[Exception]:
 def open_log(paths: Paths, *, debug: bool) -> BoundedLog:
     """Return the log, which also takes the output of other code in this process. Raises StartFailure."""
     try:
-        out = BoundedFile(paths.held(paths.log))
+        out = BoundedFile(paths.held(paths.log), escape=json_output if is_json() else escape_output)
         out.stand_for(1, 2)
         at_exit(out.close)
     except OSError as error:

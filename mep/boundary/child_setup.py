@@ -19,6 +19,7 @@ from mep.boundary.channel import Channel
 from mep.boundary.log import Log
 from mep.boundary.memfd import read_sealed
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, ManagerSection, MapperSection, read_section
+from mep.boundary.text import set_format
 from mep.boundary.untraceable import close_to_tracers, end_with, gain_no_privilege
 
 CHANNEL_DESCRIPTOR, SECTION_DESCRIPTOR, SECRET_DESCRIPTOR = 3, 4, 5
@@ -57,10 +58,12 @@ def take_channel(*, blocking: bool) -> Channel:
 
 
 def take_section(cls: type[_Section]) -> _Section:
-    """Return this process's configuration and close its descriptor. Raises ConfigRefused, NotSealed."""
+    """Return this process's configuration, and log as it says from now on. Raises ConfigRefused, NotSealed."""
     data = read_sealed(SECTION_DESCRIPTOR, MAX_RESOLVED_BYTES)
     os.close(SECTION_DESCRIPTOR)
-    return read_section(cls, data)
+    section = read_section(cls, data)
+    set_format(section.log_format)
+    return section
 
 
 def take_secret() -> bytes:

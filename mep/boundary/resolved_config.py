@@ -124,6 +124,7 @@ class ManagerSection:
     audit_required: bool = False
     """Whether it passes on no start while it can't write them."""
     log_level: str = "INFO"
+    log_format: str = "text"
     max_starting: int = 16
     """How many starts the monitor begins at a time (caps.max_starting); the manager keeps the others back."""
     title: str = ""
@@ -149,6 +150,7 @@ class MapperSection:
     """Single-user mode: the account that all processes run as."""
     clock_skew_s: float = 30.0
     log_level: str = "INFO"
+    log_format: str = "text"
     network: bool = False
     """Whether the mapping names a directory or a program, for which the mapper needs the network."""
     programs: bool = False
@@ -188,6 +190,8 @@ class Resolved:
     mapper: MapperSection
     resolver_argv: list[str]
     """The command that the monitor runs on SIGHUP to get a new document."""
+    log_format: str = "text"
+    """`text` or `json`, for the log of every process."""
     limits: Limits = field(default_factory=Limits)
     group_limits: list[GroupLimits] = field(default_factory=list)
     """The limits of the first group that an account belongs to apply."""

@@ -27,6 +27,7 @@ from mep.boundary.text import printable
 from mep.cli.admin_client import AdminClient, is_foreign
 from mep.cli.endpoint_state import describe_all
 from mep.cli.exit_codes import CliFailed, Exit
+from mep.cli.log_lines import as_text
 from mep.cli.unprivileged_child import UnprivilegedChild
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def _show(lines: Iterable[str], mark: str) -> None:
 
 
 def _text(line: bytes) -> str:
-    return printable(line.decode("utf-8", "replace"))
+    """Return a line as text for people, whatever the log's format."""
+    return printable(as_text(line.decode("utf-8", "replace")))
 
 
 def _tail(where: EndpointPaths, wanted: Callable[[str], bool]) -> _Tail | _Journal:

@@ -6,6 +6,7 @@ control characters of all output, tracebacks included.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any
 
 import click
 
-from mep.boundary.text import printable
+from mep.boundary.log import bare_line
+from mep.boundary.text import printable, set_format
 
 
 def emit(value: Any, text: str, *, as_json: bool) -> None:
@@ -25,6 +27,26 @@ def warn(warnings: Sequence[str]) -> None:
     """Print warnings to standard error."""
     for warning in warnings:
         click.echo(f"warning: {printable(warning)}", err=True)
+
+
+class _LogStream(io.TextIOBase):
+    """A standard error that is a log in JSON: each line becomes an object."""
+
+    def __init__(self, process: str) -> None:
+        self._process, self._rest = process, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            if line.strip():
+                bare_line(self._process, line)
+        return len(text)
+
+
+def log_errors(process: str) -> None:
+    """Write from now on what this process says on standard error as lines of JSON by `process`."""
+    set_format("json")
+    sys.stderr = _LogStream(process)
 
 
 def fields_text(value: Mapping[str, Any]) -> str:

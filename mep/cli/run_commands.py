@@ -11,7 +11,7 @@ import click
 
 from mep.cli.common import epilog, json_option, locate, name_argument, token_option
 from mep.cli.exit_codes import CliFailed, Exit
-from mep.cli.output import emit, warn
+from mep.cli.output import emit, log_errors, warn
 from mep.cli.status_commands import require_endpoint
 
 if TYPE_CHECKING:
@@ -196,16 +196,20 @@ def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> Non
 @click.option("--run", required=True, type=click.Path(path_type=Path))
 @click.option("--log-to-file", is_flag=True)
 @click.option("--debug", is_flag=True)
+@click.option("--log-json", is_flag=True)
 @click.option("--config-fd", required=True, type=int)
 @click.option("--bundle-fd", required=True, type=int)
 def resolve(
-    name: str, etc: Path, var: Path, run: Path, log_to_file: bool, debug: bool, config_fd: int, bundle_fd: int
-) -> None:
+    name: str, etc: Path, var: Path, run: Path, log_to_file: bool, debug: bool, log_json: bool, config_fd: int,
+    bundle_fd: int,
+) -> None:  # fmt: skip
     """Write the resolved configuration to two descriptors. The monitor runs this on SIGHUP."""
     from mep.boundary.resolved_config import to_json
     from mep.config.paths import Roots, endpoint_paths
     from mep.config.resolver import resolve as resolve_endpoint
 
+    if log_json:
+        log_errors("resolver")
     roots = Roots(etc, var, run, os.geteuid() == 0)
     resolution = resolve_endpoint(endpoint_paths(roots, name), roots, log_to_file=log_to_file, debug=debug)
     warn(resolution.warnings)

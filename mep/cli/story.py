@@ -1,7 +1,7 @@
 """The story of one start or task, from the lines of every process that had a part in it. Pure: others read the logs.
 
 All lines are foreign text: a user endpoint's log belongs to its person, who may write anything there. They are parsed
-by one regular expression, bounded, and printed with control characters escaped.
+by log_lines.py, bounded, and printed with control characters escaped.
 """
 
 from __future__ import annotations
@@ -15,17 +15,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mep.boundary.text import LEVELS, printable
+from mep.cli.log_lines import fields_of, read_line
 
 MAX_LINES = 200
 """Lines of one process in a story: the first and the last of them."""
 MAX_SHOWN = 1000
 """Characters of one line."""
-_HEAD = re.compile(
-    r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,6}))?Z (DEBUG|INFO|WARNING|ERROR) ([\w-]+)\[\d+\]: (.*)"
-)
-_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^\s"]+)')
 _SAYS_NOTHING = re.compile(r"exit status \d+")
-_UNQUOTED = re.compile(r"\\(.)")
 _RANK = ("block", "user endpoint", "keeper", "mapper", "monitor", "manager", "relay")
 """Who knows the cause best: the process nearest to it."""
 _FINE = frozenset({"", "IDLE", "STOPPED", "CANCELLED"})
@@ -71,16 +67,12 @@ def parse_line(text: str, source: str = "") -> Line | None:
 
     `source` is given for a person's log, whatever its lines say: that person may write any name there.
     """
-    found = _HEAD.fullmatch(text.rstrip("\n"))
+    found = read_line(text)
     if found is None:
         return None
-    stamp, fraction, level, process, rest = found.groups()
-    fields = {key: _plain(value) for key, value in _FIELD.findall(rest)}
-    return Line(_seconds(stamp, fraction), level, source or _SOURCES.get(process, process), rest, fields)
-
-
-def _plain(value: str) -> str:
-    return _UNQUOTED.sub(r"\1", value[1:-1]) if value.startswith('"') else value
+    stamp, _, fraction = found.stamp.rstrip("Z").partition(".")
+    source = source or _SOURCES.get(found.process, found.process)
+    return Line(_seconds(stamp, fraction or None), found.level, source, found.text, found.fields)
 
 
 def _seconds(stamp: str, fraction: str | None) -> float:
@@ -119,7 +111,7 @@ def _parse_relay(value: Mapping[str, Any]) -> list[Line]:
     found = []
     for one in value.get("lines", []):
         text, level = str(one["text"]), str(one["level"])
-        fields = {key: _plain(said) for key, said in _FIELD.findall(f" {text}")}
+        fields = fields_of(f" {text}")
         if code := fields.get("code", ""):
             fields["public"] = text.partition(f"code={code}")[2].strip()
         at = float(one["at"])

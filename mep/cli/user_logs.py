@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import os
 import pwd
-import re
 import socket
 import stat
 from dataclasses import dataclass, field
 from typing import Any
 
 from mep.cli.exit_codes import CliFailed
+from mep.cli.log_lines import read_line
 from mep.cli.unprivileged_child import UnprivilegedChild
 
 MAX_LOG_BYTES = 2 * 1024 * 1024
@@ -23,7 +23,7 @@ MAX_STDERR_BYTES = 4096
 MAX_STDERR_FILES = 8
 TIMEOUT_S = 20.0
 _CHUNK = 32 * 1024
-_STDERR = re.compile(rb'a block failed .* stderr=("(?:[^"\\]|\\.)*"|\S+)')
+_BLOCK_FAILED = "a block failed"
 _END = b"end"
 
 
@@ -89,8 +89,10 @@ def _send(answers: socket.socket, directory: str) -> None:
 def _stderr(root: int, directory: str, log: bytes) -> dict[str, str]:
     """Return the ends of the files that lines about failed blocks name, below the user endpoint's own directory."""
     found = {}
-    for raw in _STDERR.findall(log)[-MAX_STDERR_FILES:]:
-        path = raw.decode("utf-8", "replace").strip('"')
+    lines = [line for text in log.decode("utf-8", "replace").splitlines() if _BLOCK_FAILED in text
+             and (line := read_line(text)) is not None]  # fmt: skip
+    paths = [path for line in lines if line.text.startswith(_BLOCK_FAILED) and (path := line.fields.get("stderr"))]
+    for path in paths[-MAX_STDERR_FILES:]:
         real = os.path.realpath(path)
         below = os.path.realpath(directory) + "/"
         if real.startswith(below) and (text := _read(root, real.removeprefix(below), MAX_STDERR_BYTES)):

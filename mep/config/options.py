@@ -423,6 +423,12 @@ class EndpointOptions:
     log_path: str | None = option(
         "Log file of a detached endpoint. Absent: endpoint.log in the state directory.", None, check=_absolute_or_home
     )
+    log_format: str = option(
+        "`json`: each line of the endpoint's log, and of the logs of its user endpoints, is one JSON object: `at`, "
+        "`level`, `process`, `pid`, `event`, and the fields. `text`: lines for people.",
+        "text",
+        check=one_of("text", "json"),
+    )
     debug: bool = option("Log more.", default=False)
     user_search_path: str = option(
         "PATH that user endpoints start with.",

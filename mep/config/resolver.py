@@ -128,6 +128,7 @@ def _resolved(
         state_dir=str(where.state_dir),
         runtime_dir=str(where.runtime_dir),
         log_path=_log_path(where, options) if log_to_file else "",
+        log_format=options.log_format,
         audit_path=str(find_file(where.state_dir, options.audit_log_path, "audit.log")),
         user_environment_path=_search_path(document, multi_user=multi_user),
         own_accounts=own_accounts(roots, options),
@@ -135,7 +136,9 @@ def _resolved(
         caps=Caps(**asdict(options.caps)),
         manager=_manager_section(where, options, registration, multi_user=multi_user),
         mapper=_mapper_section(where, options, registration, warnings, multi_user=multi_user),
-        resolver_argv=_resolver_argv(where, roots, log_to_file=log_to_file, debug=debug),
+        resolver_argv=_resolver_argv(
+            where, roots, log_to_file=log_to_file, debug=debug, log_json=options.log_format == "json"
+        ),
         limits=limits,
         group_limits=group_limits,
         audit_required=options.audit_required,
@@ -281,6 +284,7 @@ def _bundle(
         function_pins=pins_for(where, options.allowed_functions, owner),
         multi_user=multi_user,
         debug=options.debug,
+        log_format=options.log_format,
         audit_tasks=options.audit_tasks,
         user_state_dir=options.user_state_dir,
         quoting=options.quoting,
@@ -302,6 +306,7 @@ def _manager_section(
         audit_tasks=options.audit_tasks,
         audit_required=options.audit_required,
         log_level="DEBUG" if options.debug else "INFO",
+        log_format=options.log_format,
         max_starting=options.caps.max_starting,
         title=_title(where, options),
         metrics_port=options.metrics_port,
@@ -322,6 +327,7 @@ def _mapper_section(
         own_user="" if multi_user else pwd.getpwuid(os.geteuid()).pw_name,
         clock_skew_s=options.clock_skew_s,
         log_level="DEBUG" if options.debug else "INFO",
+        log_format=options.log_format,
         network=network,
         programs=programs,
         allowed_domains=options.allowed_domains,
@@ -391,10 +397,11 @@ def user_endpoint_main() -> str:
     return str(Path(spec.origin).resolve().with_name("__main__.py"))
 
 
-def _resolver_argv(where: EndpointPaths, roots: Roots, *, log_to_file: bool, debug: bool) -> list[str]:
+def _resolver_argv(where: EndpointPaths, roots: Roots, **flags: bool) -> list[str]:
+    """`flags` are those of `mep resolve`: log_to_file, debug, log_json."""
     argv = [sys.executable, "-I", "-m", "mep.cli", "resolve", where.name]
     argv += ["--etc", str(roots.etc), "--var", str(roots.var), "--run", str(roots.run)]
-    return [*argv, *(["--log-to-file"] if log_to_file else []), *(["--debug"] if debug else [])]
+    return [*argv, *(f"--{name.replace('_', '-')}" for name, given in flags.items() if given)]
 
 
 def summary(resolution: Resolution) -> dict[str, Any]:

@@ -576,6 +576,10 @@ class Manager:
             return
         if answer.outcome in {StartOutcome.STARTED, StartOutcome.ALREADY_RUNNING}:
             self._runs(start.uep_id, answer.incarnation)
+        self._log.debug(
+            "start answered", uep=start.uep_id, outcome=answer.outcome, code=answer.code,
+            correlation_id=answer.correlation_id,
+        )  # fmt: skip
         # The mapper takes a request once. The relay signs another, which is queued again here.
         outcome = StartOutcome.UNAVAILABLE if answer.outcome == StartOutcome.TRY_LATER else answer.outcome
         self._answer(start, outcome, answer.code, answer.public, answer.correlation_id, answer.incarnation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import stat
@@ -10,6 +11,7 @@ from mep.boundary.errors import Refusal
 from mep.boundary.log import Log
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import MapRequest, NotMapped, StartAnswered, StartEndpoint, StartOutcome
+from mep.boundary.text import MAX_JSON_LINE, json_line
 from mep.root.monitor.audit_log import Audit
 from mep.root.monitor.event_loop import PollLoop
 from mep.root.monitor.log_budget import DAY_S, DayBudget
@@ -41,6 +43,20 @@ def test_what_it_writes_is_its_own() -> None:
         assert OWN in lines and FORGED not in lines
         assert sum("configuration reloaded" in line and "process=manager" in line for line in lines) == 1
         assert max(map(len, lines)) < 4100 and "\x1b" not in run.log_text() and "\r" not in run.log_text()
+
+
+def test_what_it_writes_in_json_is_its_own() -> None:
+    own = json_line("manager", "INFO", "all is well", {"key": 'a "value"\n'}, pid=1)
+    forged = [json_line("monitor", "INFO", "configuration reloaded", {}), own[:-1] + ', "process": "monitor"}']
+    with running_monitor(log_format="json") as (run, manager, _):
+        says(manager, "\n".join([own, *forged, f"half \x1b[31ma line\r{'x' * 5000}", "last", ""]).encode())
+        log = until("it is there", lambda: '"last"' in run.log_text() and run.log_text())
+        lines = [json.loads(line) for line in log.splitlines()]
+        assert own in log.splitlines() and not set(forged) & set(log.splitlines())
+        quoted = [line["line"] for line in lines if line["event"] == "a process wrote to its standard error"]
+        assert quoted[:2] == forged
+        assert {line["process_"] for line in lines if "line" in line} == {"manager"}
+        assert max(map(len, log.splitlines())) <= MAX_JSON_LINE and log.isascii()
 
 
 def test_too_much_is_dropped_and_counted() -> None:

@@ -104,7 +104,7 @@ def test_a_keeper_whose_user_endpoint_runs_is_left_alone(alice: LocalAccount) ->
         os.kill(keeper, signal.SIGSTOP)
         os.kill(mapper.pid, signal.SIGSTOP)
         until("the other one was noticed", lambda: f"mapper[{mapper.pid}]" in problem(run))
-        assert f"keeper[{keeper}]" not in run.log_text()
+        assert f'process="keeper[{keeper}]' not in run.log_text()
         os.kill(keeper, signal.SIGCONT)
 
 

@@ -355,6 +355,8 @@ class Keeper:
     def _supervise(self, pid: int, report: socket.socket, recheck: AccountRecheck) -> None:
         if self._link.is_first:
             self._link.send(Spawned(pid=pid))
+            order = self._order
+            self._log.info("user endpoint started", uep=order.uep_id, pid=pid, correlation_id=order.correlation_id)
         supervisor = Supervisor(
             pid, report, self._link, self._wakeup, self._log, recheck,
             stop_grace_s=self._site.caps.stop_grace_s, group=self._group, session=self._session,

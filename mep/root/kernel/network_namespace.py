@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 
+from mep.boundary.log import bare_line
 from mep.root.kernel import syscalls
 
 _PATH = "/proc/self/ns/net"
@@ -53,5 +54,5 @@ def _return() -> None:
         syscalls.enter_network(descriptor)
         os.close(descriptor)
     except OSError as error:
-        os.write(2, f"a child cannot enter the host's network namespace: {error.strerror}\n".encode())
+        bare_line("monitor", f"a child cannot enter the host's network namespace: {error.strerror}")
         os._exit(_CANNOT_RETURN)

@@ -12,7 +12,6 @@ each new process and each failure.
 from __future__ import annotations
 
 import os
-import re
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +21,7 @@ from mep.boundary import cgroup_support
 from mep.boundary.channel import Channel
 from mep.boundary.errors import ConfigRefused, SpawnFailed
 from mep.boundary.file_trust import ours
-from mep.boundary.log import Log, copy_line
+from mep.boundary.log import Log, copy_line, own_line
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
@@ -46,7 +45,6 @@ SHUTDOWN_GRACE_S = 5.0
 MAX_LINE = 4000
 LINES_A_SECOND, LINES_AT_ONCE = 100.0, 2000.0
 _AT_ONCE = 65536
-_OWN = r"[0-9T:.-]{10,30}Z (DEBUG|INFO|WARNING|ERROR) %s\[[0-9]+\]: "
 
 
 class Helper(Part):
@@ -223,7 +221,7 @@ class HelperLog:
 
     def __init__(self, who: str, loop: PollLoop, log: Log, budget: DayBudget) -> None:
         self._who, self._loop, self._log, self._budget = who, loop, log, budget
-        self._own = re.compile(_OWN % re.escape(who))
+        self._own = own_line(who)
         self._bucket = Bucket(LINES_A_SECOND, LINES_AT_ONCE, loop.clock)
         self._rest = b""
         self._dropped = 0
@@ -261,7 +259,7 @@ class HelperLog:
                 "dropped log lines of a helper: too many per second", process=self._who, lines=self._dropped
             )
             self._dropped = 0
-        if self._own.match(text):
+        if self._own.fullmatch(text):
             copy_line(text)
         else:
             self._log.warning("a process wrote to its standard error", process=self._who, line=text)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import gc
 import os
-import sys
 import time
 
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
-from mep.boundary.log import Log
+from mep.boundary.log import Log, bare_line
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
+from mep.boundary.text import set_format
 from mep.root.kernel import syscalls
 from mep.root.kernel.network_namespace import leave_network
 from mep.root.monitor import fd_limit
@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
         no_starts = argv[4:] == ["--no-starts"]
         config, bundle = _descriptors(argv[:4] if no_starts else argv)
         resolved = from_json(read_sealed(config, MAX_RESOLVED_BYTES))
+        set_format(resolved.log_format)
         check_sealed(bundle, MAX_BUNDLE_BYTES)
         os.close(config)
         os.set_inheritable(bundle, False)
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> int:
         refuse_old_kernel()
         run(resolved, bundle, no_starts=no_starts)
     except (ConfigRefused, NotSealed, OSError) as error:
-        sys.stderr.write(f"mep monitor: {error}\n")
+        bare_line("monitor", f"mep monitor: {error}")
         return 1
     return 0
 

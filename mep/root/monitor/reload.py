@@ -16,6 +16,7 @@ from mep.boundary.errors import ConfigRefused
 from mep.boundary.file_trust import ours
 from mep.boundary.memfd import NotSealed, check_sealed, read_sealed, seal
 from mep.boundary.resolved_config import MAX_RESOLVED_BYTES, Resolved, from_json
+from mep.boundary.text import set_format
 from mep.root.kernel.process_tree import describe_status
 from mep.root.kernel.spawn import reset_signals
 from mep.root.monitor import fd_limit, sd_notify
@@ -158,6 +159,7 @@ class Reload(Part):
         self._close(config)
         self._documents = ()
         self._configuration.replace(resolved, bundle)
+        set_format(resolved.log_format)
         self._reopen_logs()
         self._log.info("configuration reloaded")
         self._audit.write("reload", outcome="taken over")

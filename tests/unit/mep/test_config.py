@@ -63,6 +63,7 @@ def refused(text: str) -> ConfigRefused:
         ("authentication_policy: 0b2bb5a8\n", 1, "authentication_policy", "not a UUID"),
         ("high_assurance: 1\n", 1, "high_assurance", "true or false"),
         ("pam:\n  service_name: ../x\n", 2, "pam.service_name", "must be the name"),
+        ("log_format: xml\n", 1, "log_format", "must be text or json"),
         ("setuid_programs: some\n", 1, "setuid_programs", "must be deny or allow"),
         ("pre_start_hook:\n  path: x\n", 2, "pre_start_hook.path", "must be an absolute path"),
         ("- a\n- b\n", 1, "", "mapping of keys"),
