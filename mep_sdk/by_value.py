@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import operator
 import sys
 import types
 import typing
@@ -78,9 +77,7 @@ def _made_of(obj: Any, name: str) -> tuple[Any, ...]:
         options = obj.cache_parameters()
         decorator = _Made(functools.lru_cache, options["maxsize"], options["typed"])
         own = {key: value for key, value in vars(obj).items() if key not in _SET_AGAIN}
-        if sys.version_info < (3, 11):
-            return decorator, (obj.__wrapped__,), own
-        return operator.call, (decorator, obj.__wrapped__), own
+        return decorator, (obj.__wrapped__,), own
     if kind is typing.NewType:
         return typing.NewType, (obj.__name__, obj.__supertype__), {"__module__": obj.__module__}
     if kind in _PARAMETERS:

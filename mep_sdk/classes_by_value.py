@@ -15,7 +15,7 @@ from typing import Any
 
 from cloudpickle import cloudpickle
 
-_copies: weakref.WeakSet[type] = weakref.WeakSet()
+copies: weakref.WeakSet[type] = weakref.WeakSet()
 """Classes that were made here from another process's: only their attributes are set again."""
 _making = threading.RLock()
 """Held while a class has another `__init_subclass__`."""
@@ -47,7 +47,7 @@ def make(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str,
         return known
     owner = _hook_owner(types.resolve_bases(bases))
     arguments = (name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
-    if owner in _copies:  # what the hook has done to the class and its bases travels with them
+    if owner in copies:  # what the hook has done to the class and its bases travels with them
         new = _without_hook(owner, *arguments)
     else:
         try:
@@ -68,14 +68,14 @@ def make_enum(*arguments: Any) -> Any:
 
 
 def _tracked(new: type, tracker: str) -> type:
-    _copies.add(new)
+    copies.add(new)
     kept: type = cloudpickle._lookup_class_or_track(tracker, new)  # noqa: SLF001 - there is no public way
     return kept
 
 
 def set_state(kind: type, state: Any) -> type:
     """Set the attributes of a copy."""
-    if kind in _copies:
+    if kind in copies:
         cloudpickle._class_setstate(kind, state)  # noqa: SLF001 - there is no public way
     return kind
 

@@ -28,6 +28,7 @@ from mep_sdk.importable import (
     local_modules,
     named_elsewhere,
     needs_value,
+    other_pythons,
     own_reduction,
     reduces_itself,
 )
@@ -53,6 +54,8 @@ LIVE_OUTPUT_WANTED = b"\n\n\t\t" + OUTPUT_WANTED
 """Follows them where the caller takes it while the task runs, too. Workers that only know the other one see that."""
 _HEADER_BYTES, _LENGTH_BYTES = 8, 4
 
+BY_SOURCE = "+source"
+"""Follows the Python in the tag of a cloudpickle without code objects, which every version reads."""
 PYTHON = f"{sys.implementation.name}-{sys.version_info.major}.{sys.version_info.minor}"
 """The Python version of the code objects that this process makes and reads, e.g. cpython-3.11."""
 
@@ -133,16 +136,21 @@ def _buffer(limit: int) -> io.BytesIO:
     return made
 
 
-def dumps(value: object, *, local_by_value: bool, tail: bytes = b"", limit: int = 0) -> bytes:
+def dumps(
+    value: object, *, local_by_value: bool, tail: bytes = b"", limit: int = 0, for_this_python: bool = False
+) -> bytes:
     """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle. `tail` follows it within.
 
     What belongs to `__main__` travels by value; with `local_by_value` so does what belongs to modules that
-    are not installed (a script's neighbours). Raises NotSerializable, and OverLimit where there are more than `limit`
-    bytes, unless that is 0.
+    are not installed (a script's neighbours). Where another Python is on the other side, code travels as source text
+    if that can be had, unless it is `for_this_python`. Raises NotSerializable, and OverLimit where there are more than
+    `limit` bytes, unless that is 0.
     """
     plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail, limit=limit)
     by_value = functools.partial(_dumps_by_value, local=local_by_value, tail=tail, limit=limit)
-    return _first_that_works(plain, by_value, value=value)
+    if for_this_python or not other_pythons:
+        return _first_that_works(plain, by_value, value=value)
+    return _first_that_works(plain, functools.partial(by_value, by_source=True), by_value, value=value)
 
 
 def dump_into(make: Callable[[], Any], values: Sequence[object], *, local_by_value: bool) -> tuple[bytes, str]:
@@ -159,14 +167,16 @@ def dump_into(make: Callable[[], Any], values: Sequence[object], *, local_by_val
         _dump_all((_LocalPickler if local_by_value else _Pickler)(file, 5), values, file)
         return PICKLE, ""
 
-    def by_value(_: object) -> tuple[bytes, str]:
-        with _registered_modules(local=local_by_value) as (kind, tag):
+    def by_value(_: object, *, source: bool = False) -> tuple[bytes, str]:
+        with (_with_source if source else _registered_modules)(local=local_by_value) as (kind, tag):
             file = opened()
             _dump_all(kind(file, protocol=5), values, file)
         return CLOUDPICKLE, tag
 
+    by_source = [functools.partial(by_value, source=True)] if other_pythons else []
     try:
-        return _first_that_works(plain, by_value, value=None, stops=lambda: bool(raised))
+        made: tuple[bytes, str] = _first_that_works(plain, *by_source, by_value, value=None, stops=lambda: bool(raised))
+        return made
     except NotSerializable:
         if raised:
             raise raised[0] from None
@@ -209,6 +219,13 @@ def dumps_by_value(value: object, module: ModuleType) -> bytes:
     """Return a frame in which everything of this module, and of local ones, travels by value. Raises
     NotSerializable."""
     return _first_that_works(functools.partial(_dumps_by_value, local=True, also=(module,)), value=value)
+
+
+def dumps_by_source(value: object, limit: int) -> bytes:
+    """Return a frame in which the source text of functions stands for their code. Raises NotSerializable, and
+    OverLimit where it has more than `limit` bytes."""
+    way = functools.partial(_dumps_by_value, local=True, by_source=True, limit=limit)
+    return _first_that_works(way, value=value)
 
 
 def _first_that_works(*ways: Callable[[object], _T], value: object, stops: Callable[[], bool] = lambda: False) -> _T:
@@ -260,9 +277,10 @@ def _dumps_by_value(
     also: tuple[ModuleType, ...] = (),
     tail: bytes = b"",
     limit: int = 0,
+    by_source: bool = False,
 ) -> bytes:
     buffer = _buffer(limit)
-    with _registered_modules(local=local, also=also) as (kind, tag):
+    with (_with_source if by_source else _registered_modules)(local=local, also=also) as (kind, tag):
         kind(buffer, protocol=5).dump(value)
         _add(buffer, tail)
     name = tag.encode()
@@ -288,6 +306,17 @@ def _registered_modules(*, local: bool, also: tuple[ModuleType, ...] = ()) -> It
         finally:
             for module in mine:
                 cloudpickle.unregister_pickle_by_value(module)
+
+
+@contextlib.contextmanager
+def _with_source(*, local: bool, also: tuple[ModuleType, ...] = ()) -> Iterator[tuple[Any, str]]:
+    """The same, for a pickler that has source text in place of code."""
+    from mep_sdk import source_pickler
+
+    with _registered_modules(local=local, also=also) as (_, tag):
+        python, _, maker = tag.partition(" ")
+        kind = source_pickler.LocalSourcePickler if local else source_pickler.SourcePickler
+        yield kind, f"{python}{BY_SOURCE} {maker}"
 
 
 def dumps_json(value: object, tail: bytes = b"") -> bytes:
@@ -388,14 +417,22 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
     return load_with(functools.partial(pickle.loads, body), tag, what, where)
 
 
+def is_by_source(data: bytes) -> bool:
+    """Return whether a frame is one of `dumps_by_source`."""
+    head = data[_HEADER_BYTES + 1 : _HEADER_BYTES + 1 + data[_HEADER_BYTES]] if len(data) > _HEADER_BYTES else b""
+    return data[3:4] == CLOUDPICKLE and head.partition(b" ")[0].endswith(BY_SOURCE.encode())
+
+
 def load_with(load: Callable[[], _T], tag: str, what: str, where: str) -> _T:
     """Return what `load` unpickles. `tag` says which Python and cloudpickle made the code in it; empty: there is none.
 
     Raises DataUnreadable.
     """
     python, _, maker = tag.partition(" ")
-    if tag and python != PYTHON:
+    if tag and python != PYTHON and not python.endswith(BY_SOURCE):
         raise DataUnreadable(what=what, where=where, reason=f"it holds code made by {python} and this is {PYTHON}")
+    if tag and python not in (PYTHON, PYTHON + BY_SOURCE):
+        other_pythons.add(python.removesuffix(BY_SOURCE))
     value, failure = attempt(load)  # see the module's docstring
     if failure is None:
         return value  # type: ignore[return-value]  # what `load` returned, None included

@@ -21,7 +21,8 @@ class FunctionCode(msgspec.Struct, frozen=True, array_like=True):
 
 
 class SerializedFunction(msgspec.Struct, frozen=True, array_like=True):
-    """The contents of a function's frame. Either `codes` is set, or `pickled`."""
+    """The contents of a function's frame. `codes` is set, or `pickled`; both where another Python cannot read the
+    defaults of `codes`."""
 
     name: str
     module: str

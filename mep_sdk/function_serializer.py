@@ -3,8 +3,8 @@
 Most functions that people send use built-ins, modules, other plain functions of the same script and plain values.
 Those travel as marshalled code objects, which a worker of the same Python loads in microseconds, with their source
 text for a worker of another Python (and for tracebacks). Everything else is cloudpickled, tagged with the Python
-that made it. Functions of installed modules travel by reference, with their value behind it for workers that lack the
-module.
+that made it, and behind that once more with source text in place of code, for workers of another Python. Functions of
+installed modules travel by reference, with their value behind it for workers that lack the module.
 
 Loading runs no code of the person's besides what pickles and module imports do; the worker is theirs anyway.
 """
@@ -30,6 +30,7 @@ from mep_wire.errors import FunctionUnloadable, MepError
 
 _MAX_SOURCE_CHARS = 64 * 1024
 _MAX_FALLBACK_BYTES = 256 * 1024
+_MAX_KNOWN_SOURCES = 16
 _CONSTANT = (type(None), bool, int, float, complex, str, bytes)
 
 
@@ -137,16 +138,19 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
     if not needs.plain or _shares_values(needs):
         return None
     try:
-        values = encoding.dumps(needs.values, local_by_value=True) if needs.values else b""
+        values = encoding.dumps(needs.values, local_by_value=True, for_this_python=True) if needs.values else b""
     except NotSerializable:
         return None
     if values[3:4] not in (b"", encoding.PICKLE):
         return None
+    codes = tuple(_code_of(each) for each in needs.functions)
+    carry_code = any(each.defaults[3:4] == encoding.CLOUDPICKLE for each in codes)
     return SerializedFunction(
         name=function.__qualname__,
         module=function.__module__ or "__main__",
         python=encoding.PYTHON,
-        codes=tuple(_code_of(each) for each in needs.functions),
+        codes=codes,
+        pickled=tuple(_with_source(function)) if carry_code else (),
         names=tuple(needs.names.items()),
         imports=tuple(needs.imports),
         values=values,
@@ -222,7 +226,7 @@ def _source(code: types.CodeType) -> str:
     import textwrap
 
     if code.co_name == "<lambda>":
-        return ""  # its lines hold more than the lambda
+        return _lambda_source(code)
     try:
         text = textwrap.dedent(inspect.getsource(code))
     except (OSError, TypeError, IndexError, SyntaxError):
@@ -230,20 +234,53 @@ def _source(code: types.CodeType) -> str:
     return text if len(text) <= _MAX_SOURCE_CHARS else ""
 
 
+def _lambda_source(code: types.CodeType) -> str:
+    from mep_sdk import code_source  # workers need none
+
+    return attempt(code_source.lambda_text, code)[0] or ""
+
+
 def _by_pickle(function: Callable[..., Any], name: str) -> SerializedFunction:
     pickled = [_dump(function, name)]
     module = attempt(getattr, function, "__module__")[0] or "__main__"
-    if pickled[0][3:4] == encoding.PICKLE and isinstance(function, (types.FunctionType, type)):
+    if pickled[0][3:4] == encoding.CLOUDPICKLE:
+        pickled += _source_behind(function, pickled[0])
+    elif isinstance(function, (types.FunctionType, type)):
         pickled += _value_behind(function, module)
     return SerializedFunction(name=name, module=module, python=encoding.PYTHON, pickled=tuple(pickled))
 
 
 def _dump(value: object, name: str, part_of: object = None) -> bytes:
     try:
-        return encoding.dumps(value, local_by_value=True)
+        return encoding.dumps(value, local_by_value=True, for_this_python=True)
     except NotSerializable as error:
         way = encoding.way_to_fault(value if part_of is None else part_of, name, local_by_value=True)
         raise FunctionUnserializable(name=name, reason=f"{error}{way}") from error
+
+
+_known_sources: dict[bytes, list[bytes]] = {}
+"""The last functions' frames with source text, by the digests of those with code: some are serialized at each call."""
+
+
+def _source_behind(function: Callable[..., Any], data: bytes) -> list[bytes]:
+    """Return a function with its source text, for workers of another Python; empty where that cannot be found."""
+    import hashlib  # workers need none
+
+    digest = hashlib.blake2b(data, digest_size=16).digest()
+    known = _known_sources.get(digest)
+    if known is None:
+        known = _with_source(function)
+        if len(_known_sources) >= _MAX_KNOWN_SOURCES:
+            _known_sources.clear()
+        _known_sources[digest] = known
+    return known
+
+
+def _with_source(function: Callable[..., Any]) -> list[bytes]:
+    try:
+        return [encoding.dumps_by_source(function, _MAX_FALLBACK_BYTES)]
+    except (NotSerializable, encoding.OverLimit):
+        return []  # workers of this Python still run it
 
 
 def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]:
@@ -268,7 +305,9 @@ def load_function(data: bytes) -> LoadedFunction:
     they are imported.
     """
     record = read_record(data)
-    return _from_codes(record) if record.codes else _from_pickles(record)
+    if record.codes and (record.python == encoding.PYTHON or not record.pickled):
+        return _from_codes(record)
+    return _from_pickles(record)
 
 
 def _from_codes(record: SerializedFunction) -> LoadedFunction:
@@ -309,12 +348,14 @@ def _compile(record: FunctionCode, python: str) -> types.CodeType:
     if not record.source:
         raise FunctionUnloadable(reason=f"{both}, and its source text is not known")
     try:
-        node = ast.parse(record.source).body[0]
+        made = ast.parse(record.source).body[0]
     except SyntaxError as error:
         raise FunctionUnloadable(reason=f"{both}, which cannot read its source: {error}") from error
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        raise FunctionUnloadable(reason=f"{both}, and its source is not a plain def")
-    node.decorator_list, node.returns = [], None
+    node: Any = made.value if isinstance(made, ast.Expr) else made
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        node.decorator_list, node.returns = [], None
+    elif not isinstance(node, ast.Lambda):
+        raise FunctionUnloadable(reason=f"{both}, and its source is no plain function")
     for each in ast.walk(node.args):
         if isinstance(each, ast.arg):
             each.annotation = None
@@ -322,15 +363,26 @@ def _compile(record: FunctionCode, python: str) -> types.CodeType:
     nothing = ast.Constant(None, lineno=1, col_offset=0)
     node.args.defaults = [nothing for _ in node.args.defaults]
     node.args.kw_defaults = [value and nothing for value in node.args.kw_defaults]
-    compiled = compile(ast.Module([node], []), f"<{record.name}>", "exec", dont_inherit=True)
+    compiled = compile(ast.Module([made], []), f"<{record.name}>", "exec", dont_inherit=True)
     return next(each for each in compiled.co_consts if isinstance(each, types.CodeType))
+
+
+def _from_source(data: bytes, name: str) -> LoadedFunction | None:
+    """Return a function that travels with source text for its code; None for any other."""
+    if not encoding.is_by_source(data):
+        return None
+    from mep_sdk import code_source  # most workers never need it
+
+    with code_source.collected() as pieces:
+        call = encoding.loads(data, "function")
+    return LoadedFunction(call, name, tuple(FunctionSource(*where, text) for where, text in pieces.items()))
 
 
 def _from_pickles(record: SerializedFunction) -> LoadedFunction:
     failure: MepError = DataCorrupt(what="function", reason="its record is empty")
     for data in record.pickled:
         try:
-            return LoadedFunction(encoding.loads(data, "function"), record.name)
+            return _from_source(data, record.name) or LoadedFunction(encoding.loads(data, "function"), record.name)
         except (DataCorrupt, DataUnreadable) as error:
             failure = error
             if error.__cause__ is not None and not isinstance(error.__cause__, Exception):

@@ -13,6 +13,9 @@ from typing import Any
 
 from mep_sdk import exception_values
 
+other_pythons: set[str] = set()
+"""Other versions of Python that are known to be on the other side: code that goes there needs source text."""
+
 
 class NotSerializable(Exception):
     """A value cannot be made into bytes; the text says why."""

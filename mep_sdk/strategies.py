@@ -125,10 +125,14 @@ def data_way(data: bytes) -> str:
 def ways_of(record: SerializedFunction) -> set[str]:
     """Return every way that a function's record offers."""
     ways = {CLOUDPICKLED if each[3:4] == encoding.CLOUDPICKLE else REFERENCE for each in record.pickled}
-    if record.codes:
-        ways |= {BYTECODE} if all(each.code for each in record.codes) else set()
-        ways |= {SOURCE} if all(each.source for each in record.codes) else set()
-    return ways
+    return ways | _ways_of_codes(record)
+
+
+def _ways_of_codes(record: SerializedFunction) -> set[str]:
+    if not record.codes:
+        return set()
+    ways = {BYTECODE} if all(each.code for each in record.codes) else set()
+    return ways | ({SOURCE} if all(each.source for each in record.codes) else set())
 
 
 def only(record: SerializedFunction, ways: frozenset[str], data: frozenset[str] = _DATA) -> SerializedFunction | None:
@@ -137,13 +141,15 @@ def only(record: SerializedFunction, ways: frozenset[str], data: frozenset[str] 
     Defaults and globals are values, and pickled: with source text alone they need `data` to allow that.
     """
     if record.codes:
+        if record.pickled and CLOUDPICKLED not in ways:
+            record = msgspec.structs.replace(record, pickled=())
         has_values = bool(record.values) or any(each.defaults for each in record.codes)
-        offered = ways_of(record) & ways
+        offered = _ways_of_codes(record) & ways
         if not offered or (has_values and PICKLED not in data and not ways & (_CODE - {SOURCE})):
             return None
         if BYTECODE not in offered:  # "" is no worker's Python: each compiles the source
             codes = tuple(msgspec.structs.replace(each, code=b"") for each in record.codes)
-            return msgspec.structs.replace(record, python=record.python + " (source text)", codes=codes)
+            return msgspec.structs.replace(record, pickled=(), python=record.python + " (source text)", codes=codes)
         if SOURCE not in offered:
             codes = tuple(msgspec.structs.replace(each, source="") for each in record.codes)
             return msgspec.structs.replace(record, codes=codes)

@@ -182,8 +182,9 @@ def _show_source(loaded: LoadedFunction) -> None:
             continue
         lines: list[str] = []
         for source in sorted(each for each in loaded.sources if each.filename == filename):
-            lines += [""] * (source.first_line - 1 - len(lines))
-            lines += source.text.splitlines(keepends=True)
+            text, first = source.text.splitlines(keepends=True), source.first_line - 1
+            lines += [""] * (first - len(lines))
+            lines[first : first + len(text)] = text
         linecache.cache[filename] = (sum(map(len, lines)), None, lines, filename)
 
 

@@ -1,6 +1,6 @@
 """Describes the differences between the person's Python and the one in which their tasks run.
 
-Most differences do no harm: plain functions travel with their source text. So the person is warned once for each
+Most differences do no harm: functions and classes travel with their source text. So the person is warned once for each
 endpoint where the versions of Python are known to differ, and a failure that a package causes names its version on
 both sides. Imported where there is something to say, and so only then paid for.
 """
@@ -12,6 +12,7 @@ import sys
 import threading
 import warnings
 
+from mep_sdk.importable import other_pythons
 from mep_wire.text import printable
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -38,10 +39,10 @@ def warn_of_python(endpoint_id: str, theirs: str) -> None:
         if (endpoint_id, minor) in _warned:
             return
         _warned.add((endpoint_id, minor))
+    other_pythons.add(minor)
     text = (
         f"Endpoint {printable(endpoint_id)} runs tasks with Python {minor} and this script runs with {OWN}. Functions "
-        "with source text work; lambdas, closures and classes of this script travel as code of one version, and fail "
-        "there. Use the same version on both sides."
+        "and classes with source text work; those without it (made by exec, or typed at some prompts) fail there."
     )
     warnings.warn(text, PythonDiffers, stacklevel=3)
 

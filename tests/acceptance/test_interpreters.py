@@ -42,6 +42,7 @@ def fail(kind):
 def remembered(number):
     return number + 1
 
+CARRIED_CODE
 async def wait_for(executor):
     return await executor.asubmit(double, 5)
 
@@ -52,11 +53,94 @@ with Executor("ENDPOINT_ID") as executor:
         print(type(error).__name__, [type(each).__name__ for each in getattr(error, "exceptions", ())])
     print(executor.submit(ShellFunction("echo {word}"), word="a b").result(60).stdout.strip())
     print(asyncio.run(wait_for(executor)), executor.stats()["succeeded"])
-    if sys.version_info[:2] == tuple(map(int, "WORKERS".split("."))):
-        print(executor.submit(remembered, 1).result(60))
+    print(executor.submit(remembered, 1).result(60))
+    print([executor.submit(fn, *args).result(60) for fn, args in CARRIED])
+    error = executor.submit(spoils, 4).exception(60)
+    print(type(error) is Spoiled, error.code, error, executor.submit(gives, 3).result(60).total(1))
 print(f"{AllowlistWildcard.CODE}", executor.client)
 """
-SAYS = ["7 9900", "ExceptionGroup ['ValueError', 'KeyError']", "ZeroDivisionError []", "a b", "10 103"]
+CARRIED = """
+import dataclasses
+import math
+
+class Spoiled(Exception):
+    def __init__(self, code, *, why):
+        super().__init__(f"{code}: {why}")
+        self.code = code
+
+class Account:
+    __fee = 3
+    def __init__(self, value):
+        self.__value = value
+    def total(self, more):
+        return self.__value + more + self.__fee
+
+class Savings(Account):
+    def total(self, more):
+        return 100 + super().total(more)
+
+@dataclasses.dataclass(order=True)
+class Point:
+    x: int
+    notes: list = dataclasses.field(default_factory=list)
+
+def thrice(function):
+    @functools.wraps(function)
+    def inner(*args, **kwargs):
+        return 3 * function(*args, **kwargs)
+    return inner
+
+@thrice
+def decorated(x, y=1):
+    return math.floor(x + y)
+
+def adds(n):
+    return lambda x: x + n
+
+def spoils(code):
+    raise Spoiled(code, why="so")
+
+def gives(value):
+    return Savings(value)
+
+def compares(x):
+    return Point(x) < Point(x + 1), repr(Point(x))
+
+two = (lambda x: x + 1, lambda x: x + 2)
+CARRIED = [
+    (two[0], (1,)), (two[1], (1,)), (adds(5), (1,)), (decorated, (1.5,)), (functools.partial(decorated, y=2), (1,)),
+    (functools.partial(adds(1), 4), ()), (compares, (1,)), (Savings(1).total, (2,)),
+]
+"""
+SCRIPT = SCRIPT.replace("CARRIED_CODE", CARRIED)
+CARRIED_SAYS = "[2, 3, 6, 6, 9, 5, (True, 'Point(x=1, notes=[])'), 106]"
+WORKER = """
+import sys
+from mep_sdk.task_runner import run_task
+for line in sys.stdin:
+    outcome = run_task(*map(bytes.fromhex, line.split()), max_result_bytes=1 << 20)
+    print(outcome.code or "-", outcome.payload.hex() or "-", outcome.text)
+"""
+HERE = f"""
+import functools
+import subprocess
+import sys
+from mep_sdk.serialize import load_exception, load_result, serialize_arguments, serialize_function
+{CARRIED}
+calls = [*CARRIED, (gives, (3,)), (spoils, (4,))]
+given = [f"{{serialize_function(fn).hex()}} {{serialize_arguments(args, {{}}).hex()}}" for fn, args in calls]
+ran = subprocess.run([sys.argv[1], "-c", sys.argv[2]], input="\\n".join(given), capture_output=True, text=True)
+assert ran.returncode == 0, ran.stderr
+outcomes = [line.split(" ", 2) for line in ran.stdout.splitlines()]
+values = [load_result(bytes.fromhex(payload)) if code == "-" else text for code, payload, text in outcomes]
+print(values[:len(CARRIED)])
+error = load_exception(bytes.fromhex(outcomes[-1][1]))
+print(type(error) is Spoiled, error.code, error, values[-2].total(1))
+"""
+SAYS = [
+    *("7 9900", "ExceptionGroup ['ValueError', 'KeyError']", "ZeroDivisionError []", "a b", "10 103", "2"),
+    *(CARRIED_SAYS, "True 4 4: so 107"),
+]
 
 
 def interpreters() -> dict[str, str]:
@@ -95,7 +179,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
         settings.parent.mkdir()
         settings.write_text(f'relay_url = "{relay.url}"\ntoken = "{token}"\n')
         settings.chmod(0o600)
-        with FakeEndpoint(relay, token) as endpoint:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("MEP_TEST_WORKER_PYTHON", sys.version.split()[0])
+            endpoint = FakeEndpoint(relay, token)
+        with endpoint:
             yield endpoint.endpoint_id, home
 
 
@@ -103,16 +190,20 @@ def test_the_services_own_python_is_among_them() -> None:
     assert f"{sys.version_info[0]}.{sys.version_info[1]}" in INTERPRETERS
 
 
-@pytest.mark.parametrize("version", INTERPRETERS)
-def test_the_wheel_runs(wheel: Path, site: tuple[str, Path], tmp_path: Path, version: str) -> None:
-    endpoint_id, home = site
-    made, script = tmp_path / "env", tmp_path / "script.py"
-    subprocess.run([INTERPRETERS[version], "-m", "venv", made], check=True)
-    python = made / "bin" / "python"
+@pytest.fixture(scope="module", params=INTERPRETERS)
+def python(request: pytest.FixtureRequest, wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter that has the wheel."""
+    made = tmp_path_factory.mktemp("env")
+    subprocess.run([INTERPRETERS[request.param], "-m", "venv", made], check=True)
     words = ["-m", "pip", "install", "-q", "--disable-pip-version-check", wheel]
-    subprocess.run([python, "-I", *words], check=True, capture_output=True)
-    workers = f"{sys.version_info[0]}.{sys.version_info[1]}"
-    script.write_text(SCRIPT.replace("ENDPOINT_ID", endpoint_id).replace("WORKERS", workers))
+    subprocess.run([made / "bin" / "python", "-I", *words], check=True, capture_output=True)
+    return made / "bin" / "python"
+
+
+def test_the_wheel_runs(python: Path, site: tuple[str, Path], tmp_path: Path) -> None:
+    endpoint_id, home = site
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.replace("ENDPOINT_ID", endpoint_id))
     command = [python, "-X", "dev", script]
     ran = subprocess.run(
         command,
@@ -126,6 +217,15 @@ def test_the_wheel_runs(wheel: Path, site: tuple[str, Path], tmp_path: Path, ver
     assert ran.stdout.splitlines()[: len(SAYS)] == SAYS
     assert ran.stdout.splitlines()[-1].startswith("globus_compute_sdk.*Code Client<http://")
     assert "ResourceWarning" not in ran.stderr
+
+
+def test_workers_of_the_wheel_run_functions_of_another_python(python: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(HERE)
+    command = [sys.executable, script, python, WORKER]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=90)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines() == SAYS[-2:]
 
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])

@@ -254,15 +254,17 @@ def test_another_python_compiles_the_source():
 
 
 @pytest.mark.parametrize(
-    ("function", "args", "expected"), [(uses_helper, (1,), 16), (is_even, (10,), True), (runs_async, (3,), 6)]
+    ("function", "args", "expected"),
+    [(lambda x: x + OFFSET, (1,), 8), (uses_helper, (1,), 16), (is_even, (10,), True), (runs_async, (3,), 6)],
 )
 def test_another_python_compiles_what_the_function_uses_too(function, args, expected):
     assert load_function(_as_if_from(function, "cpython-3.99")).call(*args) == expected
 
 
 def test_another_python_without_source_names_both():
+    made = eval("lambda: 1", {"__name__": "__main__"})
     with pytest.raises(FunctionUnloadable) as caught:
-        load_function(_as_if_from(lambda: 1, "cpython-3.99"))
+        load_function(_as_if_from(made, "cpython-3.99"))
     assert "cpython-3.99" in caught.value.text
     assert encoding.PYTHON in caught.value.text
 

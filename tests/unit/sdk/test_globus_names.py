@@ -297,7 +297,7 @@ def test_strategies_are_checked() -> None:
     with pytest.raises(SerializationError):
         ComputeSerializer(strategy_data=JSONData).check_strategies(add, object())
     with pytest.raises(SerializationError):
-        ComputeSerializer(PureSourceTextInspect).check_strategies(lambda: 1)
+        ComputeSerializer(PureSourceTextInspect).check_strategies(eval("lambda: 1"))
 
 
 def test_texts_are_packed() -> None:
