@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 import uuid
@@ -22,6 +23,7 @@ from tests.support.oidc import HostileProvider
 from tests.support.relay import RelayProcess
 from tests.support.waiting import until
 
+PIECE = b"a piece of data"
 GUARDED = [route for route in ROUTES if not route.open]
 BODIES: dict[str, Any] = {
     "RegisterBody": {"endpoint_name": "e", "link_public_key": "11" * 32, "unseal_public_key": "11" * 32},
@@ -37,11 +39,13 @@ BODIES: dict[str, Any] = {
     "AccessBody": {},
     "FunctionUpdateBody": {"description": "mine now"},
     "RunBody": {"request_id": "r", "body": {}},
+    "PiecesBody": {"digests": []},
 }
 OWN = {"GET /v2/endpoints", "GET /v3/policies", "GET /v3/groups", "GET /v3/tokens", "GET /oauth/userinfo"}
 """Routes that answer anybody, about themselves alone."""
 OF_ALL = {"GET /v3/policies/{policy_id}", "POST /v3/functions/digests", "POST /v3/functions", "POST /v2/functions",
-          "POST /v3/endpoints", "POST /v3/policies", "POST /v3/groups", "POST /v3/tokens"}  # fmt: skip
+          "POST /v3/endpoints", "POST /v3/policies", "POST /v3/groups", "POST /v3/tokens",
+          "PUT /v3/data/{digest}"}  # fmt: skip
 """Routes on which nothing belongs to another person."""
 
 
@@ -59,7 +63,7 @@ class Scene:
     def call(self, route: Route, token: str | None) -> tuple[int, Any]:
         path = re.sub(r"{(\w+)}", lambda found: self.things[found[1]], route.path)
         body = None if route.body is None else BODIES[route.body.__name__]
-        return self.relay.request(route.method, path, token, body)
+        return self.relay.request(route.method, path, token, body, PIECE if route.takes_bytes else None)
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,8 @@ def _things(scene: Scene) -> dict[str, str]:
     endpoint = FakeManager(scene.relay, alice).endpoint_id
     function = make("/v3/functions", BODIES["FunctionBody"])["function_uuid"]
     submitted = make(f"/v3/endpoints/{endpoint}/submit", {"tasks": {function: ["x"]}})
+    digest = hashlib.sha256(PIECE).hexdigest()
+    assert scene.relay.request("PUT", f"/v3/data/{digest}", alice, raw=PIECE)[0] == 200
     run = {"request_id": "one", "body": {"endpoint": endpoint, "tasks": [{"function": function}]}}
     return {
         "endpoint_id": endpoint,
@@ -97,6 +103,7 @@ def _things(scene: Scene) -> dict[str, str]:
         "group_id": make("/v3/groups", BODIES["GroupBody"])["id"],
         "token_id": make("/v3/tokens", BODIES["TokenBody"])["id"],
         "action_id": make("/automate/compute/run", run)["action_id"],
+        "digest": digest,
         "client_id": make("/v3/clients", BODIES["ClientBody"], root)["client_id"],
     }
 
@@ -139,7 +146,7 @@ def test_every_route_says_what_it_asks_for() -> None:
     with pytest.raises(TypeError, match="scope"):
         Route("GET", "/x", list, list, "A route")  # type: ignore[call-arg]
     assert {one.scope for one in ROUTES} <= {*SCOPES, OPEN, ANY_TOKEN}
-    assert [name(one) for one in ROUTES if one.scope == ANY_TOKEN] == ["GET /oauth/userinfo"]
+    assert [name(one) for one in ROUTES if one.scope == ANY_TOKEN] == ["GET /oauth/userinfo", "GET /v3/data"]
     assert all(one.scope == OPEN for one in ROUTES if one.raw)
     opened = {"GET /v2/version", "GET /openapi.json", "GET /healthz", "GET /readyz"}
     assert {name(one) for one in ROUTES if one.scope == OPEN and not one.raw} == {
