@@ -5,12 +5,13 @@ from __future__ import annotations
 import pickle
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from mep_sdk import encoding, version_mismatch
+from mep_sdk import encoding, importable, version_mismatch
 from mep_sdk.function_record import read_record
 from mep_sdk.result_decoding import settle
 from mep_sdk.serialize import serialize_arguments, serialize_function
@@ -19,6 +20,14 @@ from mep_wire import api
 from mep_wire.states import TaskState
 
 HERE = f"Python {sys.version.split()[0]} at {sys.prefix}"
+
+
+@pytest.fixture(autouse=True)
+def _other_pythons_are_forgotten() -> Iterator[None]:
+    """Values travel in another form once another Python is known of."""
+    known = set(importable.other_pythons)
+    yield
+    importable.other_pythons &= known
 
 
 def identity(x):
@@ -121,6 +130,7 @@ def test_one_warning_for_each_endpoint_whose_python_differs() -> None:
         version_mismatch.PythonDiffers, match=rf"Endpoint e1 runs tasks with Python 3\.99 .* {version_mismatch.OWN}\."
     ):
         version_mismatch.warn_of_python("e1", "3.99.1")
+    assert "3.99" in importable.other_pythons
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         version_mismatch.warn_of_python("e1", "3.99.2")
