@@ -19,6 +19,7 @@ import hashlib
 import io
 import os
 import secrets
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Generic, TypeVar
 
 from mep_sdk import data_pickles, encoding
+from mep_sdk.data_files import NEW_FILE
 from mep_sdk.data_proxy import Lazy
 from mep_sdk.errors import ArgumentsUnserializable, DataDamaged, DataMissing, StoreUnavailable
 from mep_sdk.importable import NotSerializable
@@ -245,8 +247,7 @@ class FileStore(Store):
         with self._reported():
             self._make(self._directory)
             path = self._directory / f".{secrets.token_hex(8)}"
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            file = open(os.open(path, flags, 0o600), "wb")  # noqa: SIM115 - closed below
+            file = open(os.open(path, os.O_RDWR | NEW_FILE, 0o600), "wb")  # noqa: SIM115 - closed below
         try:
             with file:
                 file.raw.name = str(path)  # type: ignore[attr-defined]  # the descriptor's number until now
@@ -261,7 +262,7 @@ class FileStore(Store):
                 if path.stat().st_size == size:
                     return
             self._make(path.parent)
-            if self._gid >= 0:
+            if self._gid >= 0 and sys.platform != "win32":
                 os.fchown(file.fileno(), -1, self._gid)
                 os.fchmod(file.fileno(), 0o640)
             os.fsync(file.fileno())
@@ -287,7 +288,7 @@ class FileStore(Store):
             directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileExistsError):
             directory.mkdir(mode=0o700)
-            if self._gid >= 0:
+            if self._gid >= 0 and sys.platform != "win32":
                 os.chown(directory, -1, self._gid)
                 directory.chmod(0o750)
 
@@ -301,7 +302,9 @@ class FileStore(Store):
 
 def _gid_of(group: str) -> int:
     """Return a group's number. Raises ValueError."""
-    import grp  # Windows has none
+    if sys.platform == "win32":
+        raise ValueError("group: Windows has no such groups")
+    import grp
 
     try:
         return grp.getgrnam(group).gr_gid

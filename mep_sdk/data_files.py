@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,10 @@ from mep_sdk.errors import DataCorrupt
 from mep_wire.data_frames import DataFrame, DataFrameInvalid, Part, encode_data, read_data
 from mep_wire.errors import DataUnavailable
 
+if sys.platform == "win32":
+    NEW_FILE = os.O_CREAT | os.O_EXCL
+else:
+    NEW_FILE = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 LIMIT_FILE = "limit"
 """Holds the size of the largest result that may go by reference, while the relay takes such."""
 _checked: dict[bytes, tuple[int, int, int]] = {}
@@ -109,7 +114,7 @@ def _write(path: str, data: memoryview) -> None:
             os.utime(path)  # it is not to go before the user endpoint has read it
             return
     fresh = f"{path}.{secrets.token_hex(4)}"
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(fresh, os.O_WRONLY | NEW_FILE, 0o600)
     try:
         try:
             while data:
