@@ -184,6 +184,7 @@ def person(draw: st.DrawFn) -> dict[str, str]:
 def test_both_agree_but_for_the_listed_differences(rules: list[dict[str, Any]], people: list[dict[str, str]]) -> None:
     rules = [each for each in rules if _loads_on_both_sides(each)]
     assume(rules)
+    assume(not any(each.get("literal") and "\\" in each["match"] for each in rules))  # D3 can't be corrected there
     try:
         mine = ours(rules, people)
     except NameRefused:
