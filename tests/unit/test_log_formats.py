@@ -92,11 +92,11 @@ def test_both_formats_read_the_same(text: str) -> None:
     "line",
     [
         "", "no log", "{", "{}", "[]", "null", '{"a": 1}', "[" * 100_000, '{"at": ' * 50_000,
-        *(json.dumps({**json.loads(json_line("p", "INFO", "t", {}, pid=7)), **changed}) for changed in (
+        *(json.dumps({**json.loads(json_line("p", "INFO", "t", {}, at=1.5, pid=7)), **changed}) for changed in (
             {"at": 1}, {"at": "now"}, {"level": "LOUD"}, {"level": []}, {"process": "a b"}, {"process": None},
             {"pid": "1"}, {"pid": -1}, {"pid": True}, {"pid": 1.5}, {"pid": 2**40}, {"event": {}},
         )),
-        json_line("p", "INFO", "t", {}, pid=7)[:-1],
+        json_line("p", "INFO", "t", {}, at=1.5, pid=7)[:-1],
     ],
 )  # fmt: skip
 def test_what_is_no_line_of_a_log_is_left_out(line: str) -> None:
@@ -162,7 +162,7 @@ def test_a_helpers_own_lines_are_known() -> None:
 @pytest.mark.parametrize(
     "line",
     [
-        json_line("monitor", "INFO", "t", {}),
+        json_line("monitor", "INFO", "t", {}, at=1.5, pid=8),
         OWN[:-1] + ', "process": "monitor"}', OWN[:-1] + ', "level": "ERROR"}', OWN[:-1] + ', "at": "x"}',
         OWN[:-1] + ', "\\u0070rocess": "monitor"}', OWN[:-1] + ', "a": {"b": 1}}', OWN[:-1] + ', "a": [1]}',
         OWN[:-1], OWN + OWN, OWN + "\r", OWN + " {", OWN[:-1] + ', "a": "\x1b"}', OWN[:-1] + ', "a": "\u202e"}',
