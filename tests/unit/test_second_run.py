@@ -46,5 +46,14 @@ def test_failures_all_over_are_no_matter_of_a_busy_host(tmp_path: Path, capsys: 
     assert "none, with failed tests in 4 files" in capsys.readouterr().out
 
 
+def test_a_run_that_itself_failed_stays_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Workers that collect other tests than one another are in the list by their own names."""
+    cache = tmp_path / ".pytest_cache/v/cache"
+    cache.mkdir(parents=True)
+    (cache / "lastfailed").write_text('{"gw0": true, "gw1": true}')
+    assert second_run.main(["true"], tmp_path) == 1
+    assert "the run itself has failed" in capsys.readouterr().out
+
+
 def test_a_run_without_a_failed_test_stays_failed(tmp_path: Path) -> None:
     assert second_run.main(["true"], tmp_path) == 1
