@@ -71,16 +71,19 @@ def test_what_the_monitor_starts(name: str, kind: str) -> None:
     mapping.write_text("[]")
     section = replace(run.resolved.mapper, mapping_path=str(mapping))
     run.resolved = replace(run.resolved, mapper=section, python=sys.executable)
+    seen: list[int] = []
     with open_directory() as directory, tracing(directory, name) as log, run:
         for _ in range(4):
             pid = until(f"the {kind} runs", lambda: helper_pid(run.pid, kind), 20)
             until("it was seen", lambda pid=pid: f" {pid} " in log.read_text(), 20)
+            seen.append(pid)
             os.kill(pid, 9)
             until("it is gone", lambda pid=pid: helper_pid(run.pid, kind) != pid)
-        said = log.read_text()
+        # Other tests have processes of this account too, such as callouts, which may be traced.
+        said = [line for line in log.read_text().splitlines() if any(f" {pid} " in f"{line} " for pid in seen)]
 
-    assert "attached" not in said
-    assert "memory" not in said
+    assert len(said) >= len(seen)
+    assert not [line for line in said if "attached" in line or "memory" in line]
 
 
 def helper_pid(monitor: int, kind: str) -> int:
