@@ -36,13 +36,15 @@ def free_port() -> int:
 
 
 class Prometheus:
-    """Debian's Prometheus with our example configuration, for this site's ports."""
+    """Debian's Prometheus with our example configuration, for this site's ports; it asks the relay with a token."""
 
-    def __init__(self, directory: Path, endpoint_port: int, relay: str) -> None:
+    def __init__(self, directory: Path, endpoint_port: int, relay: str, token: str) -> None:
         config = yaml.safe_load((ETC / "prometheus" / "prometheus.yml").read_text())
         config["global"]["scrape_interval"] = "1s"
         for job, target in zip(config["scrape_configs"], (f"127.0.0.1:{endpoint_port}", relay), strict=True):
             job["static_configs"][0]["targets"] = [target]
+        (directory / "token").write_text(token)
+        config["scrape_configs"][1]["authorization"] = {"credentials_file": str(directory / "token")}
         shutil.copy(RULES, directory)
         self._directory, self._port = directory, free_port()
         (directory / "prometheus.yml").write_text(yaml.safe_dump(config))
@@ -99,7 +101,7 @@ def test_prometheus_sees_what_happened(place: Campus, port: int, tmp_path: Path)
     with place.executor("mallory") as executor, pytest.raises(MepError):
         executor.submit(pow, 2, 3).result(timeout=RESULT_S)
     relay = place.site.relay.url.removeprefix("http://").rstrip("/")
-    with Prometheus(tmp_path, port, relay) as prometheus:
+    with Prometheus(tmp_path, port, relay, place.people["alice"].token) as prometheus:
         unready = (LookupError, OSError)
         for name, expression, expected in (
             ("the link", "mep_endpoint_link_up", 1),
