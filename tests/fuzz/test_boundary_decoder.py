@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mep.boundary.channel import Channel, clip, decode, encode
 from mep.boundary.errors import BoundaryViolation
 from mep.boundary.messages import DESCRIPTORS, MAX_FRAME_BYTES, WIRE_TYPES, Message
-from mep.root.keeper.keeper import parse_report
+from mep.root.keeper.supervisor import parse_report
 
 CHARACTERS = st.characters(exclude_categories=("Cs",), exclude_characters="\0")
 TEXT = st.text(CHARACTERS)

@@ -168,3 +168,14 @@ def test_user_endpoint_that_ignores_sigterm(alice: LocalAccount) -> None:
         exited = keeper.hear()
         assert isinstance(exited, UepExited) and os.WTERMSIG(exited.status) == signal.SIGKILL
         keeper.end()
+
+
+def test_user_endpoint_that_is_ready_after_it_has_failed(alice: LocalAccount) -> None:
+    """Its first word counts: the start has failed."""
+    with KeeperRun(alice.name, mode="contrary", life_s=0) as keeper:
+        keeper.hear()
+        keeper.channel.send(CapsGranted())
+        keeper.hear()
+        failed = keeper.hear()
+        assert isinstance(failed, KeeperFailed) and (failed.stage, failed.code) == (StartStage.READY, "ENGINE_FAILED")
+        keeper.end()

@@ -22,6 +22,8 @@ if mode == "exit":
 if mode == "fail":
     report.send(b"FAILED\nENDPOINT_MISCONFIGURED\npublic\x1b[31m text\ndetail for the administrator")
     sys.exit(1)
+if mode == "contrary":
+    report.send(b"FAILED\nENGINE_FAILED\npublic\ndetail")
 if mode == "silent":
     time.sleep(3600)
 if mode == "garbage":

@@ -2,7 +2,7 @@
 
 A check may hang in NSS or PAM, so a child makes it (account_check.py), within CHECK_DEADLINE_S. The keeper goes on
 meanwhile, whether or not a monitor runs. An answer of "unknown" ends nothing. The monitor sends another policy when its
-own has changed. Called by the supervisor in keeper.py.
+own has changed. Called by supervisor.py, and by keeper.py during a start.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """A keeper: the process, forked by the monitor, that starts and watches one user endpoint and outlives the monitor.
 
-It watches from exec to the end of the last descendant, whether or not the monitor still runs. It runs as root
-(single-user mode: as the owner). It is the only process that calls NSS and hooks (hooks.py); PAM has a process of its
-own (pam_session.py). If one of these hangs, it hangs here, under a deadline. Only the keeper's child becomes the user
-(spawn.py). The keeper is the parent of that child and the subreaper of all its descendants, and keeps a record of it
-(keeper_record.py). It checks the account again from time to time (account_recheck.py). It trusts its order and the
-monitor (monitor_link.py). It trusts no report of the user endpoint: datagrams are clipped and passed on as text.
+This file has the start, stage by stage; supervisor.py has the watch from exec to the end of the last descendant,
+whether or not the monitor still runs. A keeper runs as root (single-user mode: as the owner). It is the only process
+that calls NSS and hooks (hooks.py); PAM has a process of its own (pam_session.py). If one of these hangs, it hangs
+here, under a deadline. Only the keeper's child becomes the user (spawn.py). The keeper is the parent of that child and
+the subreaper of all its descendants, and keeps a record of it (keeper_record.py). It trusts its order and the monitor
+(monitor_link.py), and nothing of the user endpoint's.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import signal
 import socket
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
@@ -39,14 +37,10 @@ from mep.boundary.messages import (
     AskCaps,
     CapsGranted,
     CheckAccount,
-    KeeperFailed,
     Message,
-    NoLongerAdmitted,
     Spawned,
     StartDenied,
     StopUserEndpoint,
-    UepExited,
-    UepReady,
 )
 from mep.boundary.resolved_config import Resolved
 from mep.boundary.runtime_files import start_ticks
@@ -65,9 +59,10 @@ from mep.root.keeper.cgroup import Cgroup, CgroupGate
 from mep.root.keeper.hooks import HookResult, run_hook
 from mep.root.keeper.monitor_link import MonitorLink
 from mep.root.keeper.pam_session import PamProcess
+from mep.root.keeper.supervisor import MAX_PUBLIC, STOPPED, ProcessEnding, Supervisor
 from mep.root.kernel import process_exit, syscalls
 from mep.root.kernel.keeper_record import ENDED, RUNNING, Records, new_record
-from mep.root.kernel.process_tree import MAX_REAPS, describe_status, kill_descendants, raise_priority, reap, reap_each
+from mep.root.kernel.process_tree import kill_descendants
 from mep.root.kernel.signals import Wakeup, wait_readable
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
 
@@ -77,14 +72,6 @@ _MAX_IDENTITIES = 1024
 _NO_DEADLINE = float("inf")
 _DIRECTORY = frozenset({StartStage.PAM_ACCOUNT, StartStage.PAM_CRED, StartStage.PAM_SESSION})
 """Stages at which EAGAIN means that a directory doesn't answer."""
-_MAX_REPORT_BYTES = 4096
-_CODE = re.compile(r"[A-Z_]{1,64}")
-MAX_PUBLIC = 1024
-_FAILED_EXIT_S = 5.0
-_MAX_REPORTS = 64
-"""A user endpoint sends two reports in its life, and at most 16 notices. After this many, its reports are ignored."""
-STOPPED = "STOPPED"
-_LOST = "USER_ENDPOINT_LOST"
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,198 +418,3 @@ def _plan(order: KeeperOrder, account: SpawnAccount, inherited: list[int], gate:
 def _reopened(descriptor: int) -> int:
     """Return the same memfd, read-only and with an offset of its own, which user endpoints must not share."""
     return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessEnding:
-    """How a start failed, or how a user endpoint ended that was ready. `stage` is None for the latter."""
-
-    code: str
-    public: str = ""
-    detail: str = ""
-    status: int = 0
-    stage: StartStage | None = None
-    errno: int = 0
-
-    def message(self, *, adopted: bool) -> Message:
-        """Return the message for the monitor; to one that has adopted the keeper, every user endpoint has started."""
-        public, detail = clip(self.public, MAX_PUBLIC), clip(self.detail, MAX_TEXT)
-        if self.stage is None or adopted:
-            return UepExited(status=self.status, code=self.code, public=public, detail=detail)
-        return KeeperFailed(stage=self.stage, errno=self.errno, code=self.code, public=public, detail=detail)
-
-
-@dataclass(frozen=True, slots=True)
-class UepReport:
-    """One datagram of the user endpoint: READY, FAILED, ENDED or NOTICE."""
-
-    kind: str
-    code: str = ""
-    public: str = ""
-    detail: str = ""
-
-
-def parse_report(datagram: bytes) -> UepReport | None:
-    """Return the report in a datagram of the user endpoint, clipped; None if it is malformed."""
-    lines = datagram[:_MAX_REPORT_BYTES].decode("utf-8", "replace").split("\n")
-    kind, rest = lines[0], [*lines[1:4], "", "", ""]
-    if kind == "READY":
-        return UepReport(kind)
-    if kind not in {"FAILED", "ENDED", "NOTICE"} or not _CODE.fullmatch(rest[0]):
-        return None
-    return UepReport(kind, rest[0], clip(rest[1], MAX_PUBLIC), clip(rest[2], 2048))
-
-
-class Supervisor:
-    """Watches one user endpoint, its reports, the monitor's orders and signals."""
-
-    def __init__(
-        self, pid: int, report: socket.socket, link: MonitorLink, wakeup: Wakeup, log: Log, recheck: AccountRecheck, *,
-        stop_grace_s: float, group: Cgroup | None = None, session: PamProcess | None = None, uep_id: str = "",
-    ) -> None:  # fmt: skip
-        self._pid, self._report, self._link, self._wakeup, self._log = pid, report, link, wakeup, log
-        self._recheck = recheck
-        self._grace_s, self._group, self._session, self._uep_id = stop_grace_s, group, session, uep_id
-        self._ready = False
-        self._status: int | None = None
-        self._said: UepReport | None = None
-        self._stopped: ProcessEnding | None = None
-        self._kill_at = float("inf")
-        self._more_ended = False
-        self._report_open = True
-        self._reports_left = _MAX_REPORTS
-
-    def run(self, ready_by: float, timeout_s: float, on_ready: Callable[[], None]) -> ProcessEnding:
-        """Return how it ended, once no descendant is left. `ready_by` is on the monotonic clock."""
-        while self._status is None:
-            now = time.monotonic()
-            if not self._ready and self._stopped is None and self._said is None and now >= ready_by:
-                text = public_text(Refusal.START_TIMEOUT, seconds=f"{timeout_s:g}")
-                self._stop(0.0, ProcessEnding(Refusal.START_TIMEOUT, text, "it did not report that it is ready"))
-            if now >= self._kill_at:
-                self._kill_at = float("inf")
-                raise_priority()
-                self._signal(signal.SIGKILL)
-            decided = self._ready or self._stopped is not None or self._said is not None
-            until = min(self._kill_at, self._recheck.wake_at(), float("inf") if decided else ready_by)
-            until = now if self._more_ended else until
-            wait_readable(self._descriptors(), None if until == float("inf") else max(0.0, until - now), self._urgent())
-            if self._group is not None:
-                self._group.look()
-            self._take_signals()
-            self._take_reports(on_ready)
-            self._take_orders()
-            self._recheck_account()
-        self._take_reports(on_ready)
-        if self._group is not None:
-            self._group.end()
-        if self._session is None:
-            kill_descendants()
-        else:
-            kill_descendants(self._session.spared, self._reaped)
-        return self._ending(self._status)
-
-    def _descriptors(self) -> list[int]:
-        found = [self._wakeup.fileno(), *self._link.descriptors(), *self._recheck.descriptors()]
-        return [*found, self._report.fileno()] if self._report_open else found
-
-    def _urgent(self) -> list[int]:
-        return self._group.urgent() if self._group is not None else []
-
-    # --- events ---------------------------------------------------------------------------------------
-
-    def _take_signals(self) -> None:
-        caught = self._wakeup.take()
-        if signal.SIGTERM in caught:
-            self._stop(self._grace_s, ProcessEnding(STOPPED, "The endpoint's administrator stopped it.", "SIGTERM"))
-        for pid, status in reap_each([self._pid]):
-            self._reaped(pid, status)
-        ended, _ = reap()
-        self._more_ended = len(ended) == MAX_REAPS
-        for pid, status in ended:
-            self._reaped(pid, status)
-
-    def _reaped(self, pid: int, status: int) -> None:
-        self._recheck.reaped(pid)
-        if pid == self._pid:
-            self._status = status
-        elif self._session is not None:
-            self._session.reaped(pid, describe_status(status))
-
-    def _take_reports(self, on_ready: Callable[[], None]) -> None:
-        while self._report_open:
-            try:
-                datagram = self._report.recv(_MAX_REPORT_BYTES)
-            except BlockingIOError:
-                return
-            except OSError:
-                datagram = b""
-            if not datagram or self._reports_left == 0:
-                self._report_open = False
-                self._report.close()
-                return
-            self._reports_left -= 1
-            self._take_report(parse_report(datagram), on_ready)
-
-    def _take_report(self, report: UepReport | None, on_ready: Callable[[], None]) -> None:
-        if report is None:
-            self._log.warning("dropped malformed report from user endpoint", pid=self._pid)
-        elif report.kind == "READY":
-            if not self._ready and self._stopped is None:
-                self._ready = True
-                on_ready()
-                if not self._link.is_new:
-                    self._link.send(UepReady())
-                self._recheck.start()
-        elif report.kind == "NOTICE":
-            uep = self._uep_id
-            self._log.warning("user endpoint reports", uep=uep, pid=self._pid, code=report.code, text=report.public)
-        elif self._said is None:
-            self._said = report
-            self._kill_at = min(self._kill_at, time.monotonic() + max(_FAILED_EXIT_S, self._grace_s))
-
-    def _take_orders(self) -> None:
-        order, descriptors = self._link.receive() or (None, [])
-        if isinstance(order, StopUserEndpoint):
-            self._stop(order.grace_ms / 1000, ProcessEnding(order.code, order.public, "stopped by the monitor"))
-        elif isinstance(order, CheckAccount):
-            self._recheck.obey(order, descriptors[0])
-
-    def _recheck_account(self) -> None:
-        answer = self._recheck.look()
-        if answer is None or self._stopped is not None:
-            return
-        self._link.send(answer)
-        if isinstance(answer, NoLongerAdmitted):
-            code = Refusal.ACCOUNT_REFUSED
-            self._stop(self._grace_s, ProcessEnding(code, public_text(code), answer.detail))
-
-    def _stop(self, grace_s: float, why: ProcessEnding) -> None:
-        if self._stopped is None:
-            self._stopped = why
-            self._signal(signal.SIGTERM)
-        self._kill_at = min(self._kill_at, time.monotonic() + grace_s)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._status is None:  # not reaped yet, so the pid is still its own
-            os.kill(self._pid, number)
-
-    def _ending(self, status: int) -> ProcessEnding:
-        how, said = describe_status(status), self._stopped or self._said
-        code, detail = str(Refusal.START_FAILED), f"it ended without a report: {how}"
-        if self._stopped is None and (over := self._excess()) is not None:
-            (code, public), detail = over, f"{over[1]}; {how}"
-        elif said is not None:
-            code, public, detail = said.code, said.public, f"{said.detail}; {how}" if said.detail else how
-        elif self._ready:
-            code, public, detail = _LOST, f"The user endpoint's process ended: {how}.", how
-        elif os.WIFSIGNALED(status):  # which says nothing against another try
-            code, public = Refusal.START_INTERRUPTED, public_text(Refusal.START_INTERRUPTED, reason=how)
-        else:
-            public = public_text(Refusal.START_FAILED, stage=StartStage.READY.name)
-        return ProcessEnding(code, public, detail, status, None if self._ready else StartStage.READY)
-
-    def _excess(self) -> tuple[Refusal, str] | None:
-        """Return the limit that was exceeded. If it ended in good order, an earlier excess is not the reason."""
-        ended_well = self._said is not None and self._said.kind == "ENDED"
-        return self._group.excess() if self._group is not None and not ended_well else None
