@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from mep_wire.errors import RelayUnavailable
+from mep_wire.messages import Explain
 from mep_wire.start_request import same_process
 from mep_wire.states import UepState, next_uep_state
 from mep_wire.waits import Wait
@@ -50,6 +52,8 @@ class ManagerLink(LinkSession):
     """The user endpoints that have a process there, as far as it has said: id and incarnation."""
     takes_inputs: bool = False
     """Whether its user endpoints take tasks with the results of others."""
+    questions: deque[Explain] = field(default_factory=deque)
+    """Those of its administrator that are not answered yet."""
     reported: bool = False
     """Whether it has said since this link came up which user endpoints run."""
 

@@ -13,7 +13,7 @@ from mep_wire.start_request import same_process
 from relay.dispatch.live_state import LiveState, ManagerLink, Uep, durable
 from relay.dispatch.process_loss import ProcessLoss
 from relay.dispatch.start_requests import StartRequester
-from relay.dispatch.stories import Explainer
+from relay.dispatch.stories import MAX_ABOUT, Explainer
 from relay.dispatch.task_delivery import MAX_TIME
 from relay.link.base import Peer
 from relay.log import peer_log
@@ -22,6 +22,11 @@ CLOCK_SKEW_WARN_S = 5.0
 """Difference of clocks that is worth a warning: a start request lives for a minute."""
 SETTLE_S = 0.5
 """How long after the news of a process's end its last results may still arrive on its own link."""
+
+MAX_QUESTIONS = 64
+"""Questions of one manager that wait for their answers: an honest one has eight clients, each for ten seconds."""
+QUESTION_PAUSE_S = 0.02
+"""Pause before its next question is answered."""
 
 
 class ManagerHandlers:
@@ -144,14 +149,32 @@ class ManagerHandlers:
         self._starts.say_who(link, _processes(message)[:MAX_RECHECKS])
 
     def explain(self, link: ManagerLink, message: messages.Explain) -> None:
-        """The endpoint's administrator asks about a start or a task."""
-        self._live.run(self._explain(link, message))
+        """The endpoint's administrator asks about a start or a task. A manager that asks more at a time than an honest
+        one ever does gets no answer to what is too much, as if the relay were slow."""
+        if len(link.questions) >= MAX_QUESTIONS:
+            peer_log.warning("manager: it asks too much at a time", endpoint=link.endpoint_id, limit=MAX_QUESTIONS)
+            return
+        link.questions.append(messages.Explain(ref=message.ref, about=message.about[:MAX_ABOUT]))
+        if len(link.questions) == 1:
+            self._live.run(self._explain(link))
 
-    async def _explain(self, link: ManagerLink, message: messages.Explain) -> None:
+    async def _explain(self, link: ManagerLink) -> None:
+        """Answer a manager's questions in turn, with a pause and while it reads: they cost the relay reads and room."""
         live = self._live
-        answer = await self._explainer.explain(link.endpoint_id, message, lambda read: durable(live.store.submit(read)))
-        if live.managers.get(link.endpoint_id) is link:
-            live.link_.send(link.peer, codec.encode(answer))
+        try:
+            while link.questions and live.managers.get(link.endpoint_id) is link:
+                if not live.link_.writable(link.peer):
+                    await asyncio.sleep(QUESTION_PAUSE_S)
+                    continue
+                answer = await self._explainer.explain(
+                    link.endpoint_id, link.questions[0], lambda read: durable(live.store.submit(read))
+                )
+                if live.managers.get(link.endpoint_id) is link:
+                    live.link_.send(link.peer, codec.encode(answer))
+                await asyncio.sleep(QUESTION_PAUSE_S)
+                link.questions.popleft()
+        finally:
+            link.questions.clear()
 
     async def _process_ended(self, uep: Uep, message: messages.UepEnded, link_key: bytes) -> None:
         if not link_key or not uep.has_joined(message.incarnation):

@@ -41,8 +41,7 @@ class Stories:
 
     def note(self, endpoint_id: str, level: str, text: str, *, uep_id: str = "", correlation_id: str = "") -> None:
         """Remember an event. `text` may hold a peer's words."""
-        clipped = printable(text[:MAX_PUBLIC_TEXT])
-        event = StoryEvent(self._clock(), level, clipped, uep_id, correlation_id[:MAX_ABOUT])
+        event = StoryEvent(self._clock(), level, _clipped(text), uep_id, correlation_id[:MAX_ABOUT])
         self._remember(endpoint_id, event)
         if self._file is not None:
             self._file.add(endpoint_id, event)
@@ -58,7 +57,7 @@ class Stories:
 
     def refused(self, endpoint_id: str, error: MepError) -> None:
         """Remember a refused submission. Such events have a room of their own: a person can cause any number."""
-        text = printable(f"submission refused: code={error.code} {error.text}"[:MAX_PUBLIC_TEXT])
+        text = _clipped(f"submission refused: code={error.code} {error.text}")
         event = StoryEvent(self._clock(), "WARNING", text, "", error.correlation_id[:MAX_ABOUT])
         self._remember(endpoint_id + _REFUSALS, event)
         if self._file is not None:
@@ -126,10 +125,14 @@ class Explainer:
 
     def _task(self, about: str) -> TaskRecord | None:
         try:
-            found = self._store.tasks([uuid.UUID(about).bytes])
+            return self._store.task_without_result(uuid.UUID(about).bytes)
         except ValueError:
             return None
-        return found[0] if found else None
+
+
+def _clipped(text: str) -> str:
+    """Return a peer's words in bounds: what is made printable may be ten times as long."""
+    return printable(text[:MAX_PUBLIC_TEXT])[:MAX_PUBLIC_TEXT]
 
 
 def _task_lines(task: TaskRecord) -> list[StoryLine]:
@@ -140,7 +143,7 @@ def _task_lines(task: TaskRecord) -> list[StoryLine]:
         lines.append(StoryLine(task.started_at, "INFO", f"task {name} begun by a worker"))
     if task.state.is_terminal:
         level = "ERROR" if task.code else "INFO"
-        said = f": code={task.code} {printable(task.text[:MAX_PUBLIC_TEXT])}" if task.code else ""
+        said = f": code={task.code} {_clipped(task.text)}" if task.code else ""
         lines.append(
             StoryLine(task.ended_at or time.time(), level, f"task {name} ended: {API_STATUS[task.state]}{said}")
         )

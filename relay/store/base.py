@@ -406,6 +406,9 @@ class TaskReads(Protocol):
     def tasks(self, task_ids: Sequence[bytes]) -> list[TaskRecord]:
         """Return the tasks that exist among these."""
 
+    def task_without_result(self, task_id: bytes) -> TaskRecord | None:
+        """Return a task without reading its payload, which is empty here."""
+
     def awaited(self) -> list[int]:
         """Return the rows of the tasks that held tasks wait for."""
 

@@ -394,6 +394,9 @@ class DelegatingStore:
     def briefs(self, task_ids: Sequence[bytes]) -> list[TaskBrief]:
         return self._inner.briefs(task_ids)
 
+    def task_without_result(self, task_id: bytes) -> TaskRecord | None:
+        return self._inner.task_without_result(task_id)
+
     def has_chunk(self, name: str) -> bool:
         return self._inner.has_chunk(name)
 

@@ -905,6 +905,10 @@ class SqlReads(abc.ABC):
         rows = (self._one(sql.TASK, task_id) for task_id in task_ids)
         return [_task(row) for row in rows if row is not None]
 
+    def task_without_result(self, task_id: bytes) -> TaskRecord | None:
+        row = self._one(sql.TASK_WITHOUT_RESULT, task_id)
+        return _task(row) if row else None
+
     def awaited(self) -> list[int]:
         return [row for (row,) in self._all(sql.AWAITED)]
 

@@ -391,6 +391,8 @@ TASK = (
     "FROM tasks t JOIN task_groups g ON g.group_row = t.group_row LEFT JOIN results r ON r.seq = t.seq "
     "WHERE t.task_id = ?"
 )
+# For an endpoint's administrator, who gets no result.
+TASK_WITHOUT_RESULT = TASK.replace("r.payload", "NULL").replace("r.chunk", "NULL")
 # A length is had from a row's head, without the payload's pages.
 TASK_BRIEF = (
     "SELECT t.row, t.task_id, g.owner, t.uep_row, t.state, t.submitted_at, t.started_at, t.ended_at, "
