@@ -77,7 +77,8 @@ class DataPieces:
             self._quota.added(owner, len(data))
 
     async def keep(self, owner: str, digests: Sequence[bytes], keep_s: float = KEEP_S) -> dict[bytes, str]:
-        """Return the names of the person's pieces among these, which are kept on. Raises RelayUnavailable."""
+        """Return the names of the person's pieces among these, which are kept for so long at least. Raises
+        RelayUnavailable."""
         until = time.time() + keep_s
         return await durable(self._live.store.submit(lambda tx: tx.keep_pieces(owner, digests, until)))
 

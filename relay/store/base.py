@@ -269,7 +269,7 @@ class SweepTx(Protocol):
 
     def claim_chunk(self, name: str, owner: str, digest: bytes, size: int, now: float) -> tuple[str, bool]:
         """Return the name of the person's chunk with this SHA-256, `name` for a new one, and whether its bytes are
-        known to be stored. It is not collected soon after."""
+        known to be stored. It is not collected soon after `now`, nor sooner than it would have been."""
 
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
         """Forget up to `limit` chunks that nothing refers to and that were claimed before this time; return them."""
@@ -278,7 +278,8 @@ class SweepTx(Protocol):
         """The bytes of a claimed chunk are stored."""
 
     def keep_pieces(self, owner: str, digests: Sequence[bytes], until: float) -> dict[bytes, str]:
-        """Return the names of the person's stored chunks among these, which are not collected before `until`."""
+        """Return the names of the person's stored chunks among these, which are not collected before `until`, nor
+        sooner than they would have been."""
 
     def compact(self, pages: int) -> None:
         """Give up to so many unused pages back to the file system."""

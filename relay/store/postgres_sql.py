@@ -18,7 +18,7 @@ _STATEMENT: Final = (
     (r"likely\(([^()]*)\)", r"\1"),  # hints for SQLite's planner
     (r" INDEXED BY \w+", ""),
     (r"\+state\b", "state"),
-    (r"\bmax\((\w+), \?\)", r"greatest(\1, ?)"),
+    (r"\bmax\(([\w.]+), ([\w.]+|\?)\)", r"greatest(\1, \2)"),
     (r"\?", "%s"),
     (r"(?<![:\w]):([a-z]+)\b", r"%(\1)s"),
 )

@@ -300,13 +300,14 @@ NOTE_DELIVERED = "UPDATE task_groups SET delivered_seq = ? WHERE group_row = ? A
 
 # --- chunks: payloads that are kept outside of the database -------------------------------------------
 
-# Name a person's chunk with this content, whose bytes may be stored already, and keep it from being collected.
+# Name a person's chunk with this content, whose bytes may be stored already, and keep it from being collected. Here and
+# below, one that is kept for longer already stays for longer: an upload is kept for a day.
 CLAIM_CHUNK = (
     "INSERT INTO chunks (name, owner, digest, size, stored, touched_at) VALUES (?, ?, ?, ?, 0, ?) "
-    "ON CONFLICT (owner, digest) DO UPDATE SET touched_at = excluded.touched_at RETURNING name, stored"
+    "ON CONFLICT (owner, digest) DO UPDATE SET touched_at = max(chunks.touched_at, excluded.touched_at) RETURNING name, stored"
 )
 # A reference to a chunk goes: from now on it is kept for as long as after a claim.
-LEAVE_CHUNK = "UPDATE chunks SET touched_at = ? WHERE name = ?"
+LEAVE_CHUNK = "UPDATE chunks SET touched_at = max(touched_at, ?) WHERE name = ?"
 CHUNK_STORED = "UPDATE chunks SET stored = 1 WHERE name = ? AND stored = 0"
 COLLECT_CHUNKS = (
     "DELETE FROM chunks WHERE name IN (SELECT name FROM chunks c WHERE touched_at < ? "
@@ -318,11 +319,13 @@ COLLECT_CHUNKS = (
 )
 # Pieces of data by reference: chunks that tasks name in `chunk_uses`, for their arguments or for their results.
 OWN_PIECE = "SELECT name FROM chunks WHERE owner = ? AND digest = ? AND stored = 1"
-KEEP_PIECE = "UPDATE chunks SET touched_at = ? WHERE owner = ? AND digest = ? AND stored = 1 RETURNING name"
+KEEP_PIECE = (
+    "UPDATE chunks SET touched_at = max(touched_at, ?) WHERE owner = ? AND digest = ? AND stored = 1 RETURNING name"
+)
 OWNER_OF_TASK = "SELECT g.owner FROM tasks t JOIN task_groups g ON g.group_row = t.group_row WHERE t.row = ?"
 USE_CHUNK = "INSERT INTO chunk_uses (chunk, row, in_result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 HAS_USES = "SELECT EXISTS (SELECT 1 FROM chunk_uses)"
-# As LEAVE_CHUNK, for the pieces of a task. One that was uploaded for longer stays for longer.
+# As LEAVE_CHUNK, for the pieces of a task.
 LEAVE_PIECES = (
     "UPDATE chunks SET touched_at = ? WHERE touched_at < ? AND name IN (SELECT chunk FROM chunk_uses WHERE row = ?)"
 )

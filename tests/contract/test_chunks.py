@@ -186,6 +186,45 @@ def _pieces_left(store: SqliteStore | PostgresStore, database: Database) -> None
     store.close()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_fresh_upload_is_kept_for_its_time_whatever_happens_to_it(kind: str, tmp_path: Path) -> None:
+    """A submission that names it may be refused, a payload may have the same bytes, and a task with it may end."""
+    if kind == "sqlite":
+        _fresh_upload(SqliteStore(tmp_path / "relay.db"))
+        return
+    with postgres() as server, server.database() as url:
+        _fresh_upload(PostgresStore(url))
+
+
+def _fresh_upload(store: SqliteStore | PostgresStore) -> None:
+    def do(change: Callable[[Any], Any]) -> Any:
+        return store.submit(change).result(60)
+
+    def is_kept() -> bool:
+        return do(lambda tx: tx.collect_chunks(until - 1, 10)) == [] and store.has_chunk(name)
+
+    now = time.time()
+    until, digest = now + 86400.0, hashlib.sha256(b"data").digest()
+    name = new_name("a", digest)
+    do(lambda tx: tx.claim_chunk(name, "a", digest, 4, until))
+    do(lambda tx: tx.chunk_stored(name))
+    assert do(lambda tx: tx.keep_pieces("a", [digest], now)) == {digest: name}
+    assert is_kept()
+    assert do(lambda tx: tx.claim_chunk(new_name("a", digest), "a", digest, 4, now)) == (name, True)
+    assert is_kept()
+    function = FunctionRef(row=1, function_id="f", owner="a", public=False)
+    tasks = [
+        NewTask(task_id=b"1" * 16, function=function, payload=b"", chunk=name),
+        NewTask(task_id=b"2" * 16, function=function, payload=b"", pieces=(name,)),
+    ]
+    rows = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
+    do(lambda tx: tx.record_endings(1, [TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"") for row in rows]))
+    do(lambda tx: tx.drop_inputs(0, 10))
+    assert is_kept()
+    assert do(lambda tx: tx.collect_chunks(until + 1, 10)) == [name]
+    store.close()
+
+
 def _records(store: SqliteStore | PostgresStore) -> None:
     digest = hashlib.sha256(b"data").digest()
     first, again, other = new_name("alice", digest), new_name("alice", digest), new_name("bob", digest)
