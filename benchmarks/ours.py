@@ -130,14 +130,14 @@ class Bench:
     def idle_pss_mb(self, engine: str) -> float | None:
         """Return the memory of a user endpoint that has run one task and is idle, or None if it is not found."""
         time.sleep(1)
-        before = set(self._user_endpoints())
+        before = set(self.user_endpoints())
         with self.executor(engine, idle_s=1) as executor:
             executor.submit(nothing).result(timeout=_RESULT_S)
             time.sleep(8 if engine == "htex" else 2)  # until the status is written and an idle block has ended
-            new = set(self._user_endpoints()) - before
+            new = set(self.user_endpoints()) - before
             return pss_mb(descendants(new.pop())) if len(new) == 1 else None
 
-    def _user_endpoints(self) -> list[int]:
+    def user_endpoints(self) -> list[int]:
         return [int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])]
 
     def monitor_rss_mb(self) -> float:
