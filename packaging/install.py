@@ -37,7 +37,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -448,15 +448,16 @@ def commands() -> dict[str, str]:
     return scripts
 
 
-def write_commands(prefix: Path, python: Path | None = None) -> None:
+def write_commands(prefix: Path, python: Path | None = None, names: Iterable[str] = ()) -> None:
     """Write our commands over pip's: isolated, so that root runs no code of the caller's PYTHON* variables.
 
     `-I` stands in the first line, since Python acts on those variables before the first statement of a script.
-    `python` is the interpreter that they name, if the environment will be elsewhere than in `prefix`.
+    `python` is the interpreter that they name, if the environment will be elsewhere than in `prefix`. `names`: all of
+    our commands, if it is empty.
     """
     python = python or prefix / "bin" / "python"
-    for name, entry in commands().items():
-        module, _, function = entry.partition(":")
+    for name in names or commands():
+        module, _, function = commands()[name].partition(":")
         body = f"import sys\n\nfrom {module} import {function}\n\nsys.exit({function}())\n"
         script = prefix / "bin" / name
         fresh = script.with_name(f".{name}.new")

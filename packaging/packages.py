@@ -39,7 +39,10 @@ ROOT = install.ROOT
 SCRIPTS = ROOT / "packaging" / "scripts"
 NO_GIT_EPOCH = 1767225600
 """SOURCE_DATE_EPOCH of a tree without git: 2026-01-01."""
-RELAY_COMMANDS = ("mep-relay",)
+PACKAGE_OF = {"mep-relay": "mep-relay", "mep-sdk": "mep-sdk"}
+"""The package that puts a command on PATH, for each that mep-endpoint does not."""
+HOME_OF = {"mep-sdk": "/opt/mep-sdk"}
+"""The environment of a package's commands, unless it is /opt/mep."""
 SDK = (*sdk_wheel.SDK, "mep-sdk")
 INSTALLER_FILES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
 """pip's own records: they name build paths, and no pip works on these environments."""
@@ -163,8 +166,8 @@ def fill_for(build: Build, version: str) -> None:
 
 
 def build_wheels(build: Build) -> tuple[Path, Path]:
-    """Build the service's wheel, and the SDK's wheel and sdist; return the paths of the wheels."""
-    install.say("building the wheels of mep and mep-sdk")
+    """Build the wheels of the service, the SDK and the drop-in, and the SDK's sdist; return the first two wheels."""
+    install.say("building the wheels of mep, mep-sdk and mep-globus-compute")
     source = build.work / "source"
     for name in install.PACKAGES:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -174,7 +177,8 @@ def build_wheels(build: Build) -> tuple[Path, Path]:
     words: list[str | Path] = ["--no-deps", "--no-index", "--no-build-isolation", "-w", build.out]
     build.pip("wheel", "-q", *words, source)
     script = ROOT / "packaging" / "sdk_wheel.py"
-    install.run(build.pip_python, "-I", script, "--out", build.out, "--sdist")
+    for options in (["--sdist"], ["--drop-in"]):
+        install.run(build.pip_python, "-I", script, "--out", build.out, *options)
     return next(build.out.glob("mep-*.whl")), next(build.out.glob("mep_sdk-*.whl"))
 
 
@@ -337,6 +341,7 @@ def stage_sdk(build: Build, wheel: Path) -> None:
     top = build.work / "root" / "mep-sdk" / "opt/mep-sdk"
     site = make_environment(build, top, wheel, sdk_lock(build))
     write_config(build, top, sees_system=True)
+    install.write_commands(top, Path(HOME_OF["mep-sdk"], "bin", "python"), ["mep-sdk"])
     document(build, "mep-sdk", site)
 
 
@@ -374,10 +379,10 @@ def stage_commands(build: Build, site: Path) -> None:
     made, manual = build.work / "manual", ROOT / "packaging/manual.py"
     install.run(build.pip_python, "-I", manual, site, made, str(build.epoch), *install.commands())
     for name in install.commands():
-        package = "mep-relay" if name in RELAY_COMMANDS else "mep-endpoint"
+        package = PACKAGE_OF.get(name, "mep-endpoint")
         root = build.work / "root" / package
         (root / "usr/bin").mkdir(parents=True, exist_ok=True)
-        (root / "usr/bin" / name).symlink_to(f"/opt/mep/bin/{name}")
+        (root / "usr/bin" / name).symlink_to(f"{HOME_OF.get(package, '/opt/mep')}/bin/{name}")
         for page in made.glob(f"{name}/man1/*"):
             packed = root / "share/man/man1" / f"{page.name}.gz"
             packed.parent.mkdir(parents=True, exist_ok=True)

@@ -98,8 +98,13 @@ def lay_out(source: Path) -> None:
         shutil.copytree(ROOT / package, source / package, ignore=left_out)
     (source / "pyproject.toml").write_text(pyproject())
     shutil.copy(ROOT / "LICENSE", source)
+    set_modes(source)
+
+
+def set_modes(source: Path) -> None:
+    """Give everything below `source` the modes of a package, whatever the umask of the checkout was."""
     for path in source.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)  # whatever the umask of the checkout was
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def drop_in_pyproject() -> str:
@@ -135,6 +140,8 @@ def build_drop_in(out: Path) -> Path:
         source = Path(name)
         shutil.copytree(DROP_IN, source, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
         (source / "pyproject.toml").write_text(drop_in_pyproject())
+        shutil.copy(ROOT / "LICENSE", source)
+        set_modes(source)
         return _built(source, out)
 
 
@@ -147,7 +154,6 @@ def build(out: Path) -> Path:
 
 
 def _built(source: Path, out: Path) -> Path:
-    shutil.copy(ROOT / "LICENSE", source)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="mep-wheel-", dir=out) as made:
         words = ["wheel", "-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]

@@ -53,6 +53,21 @@ def check_units():
         passed(f"{unit}: systemd-analyze security {exposure}, at most {most}")
 
 
+def check_sdk(endpoint_id):
+    """The package's command is its own, and the drop-in wheel runs a script for Globus Compute over the package."""
+    assert run("dpkg -S /usr/bin/mep-sdk") == "mep-sdk: /usr/bin/mep-sdk\n"
+    assert os.path.realpath("/usr/bin/mep-sdk") == "/opt/mep-sdk/bin/mep-sdk"
+    login = f"MEP_RELAY_URL=http://127.0.0.1:8650 MEP_TOKEN=$(cat {DEBS}/token)"
+    assert endpoint_id in run(f"{login} mep-sdk endpoints")
+    passed("the package mep-sdk brings the command")
+    run("python3 -m zipfile -e /guest/drop_in.whl /tmp/drop_in")
+    script = f"""from globus_compute_sdk import Executor
+with Executor(endpoint_id="{endpoint_id}") as executor: print(executor.submit(abs, -7).result())"""
+    answer = run(f"{login} PYTHONPATH=/tmp/drop_in /opt/mep-sdk/bin/python -c '{script}'")
+    assert answer == "7\n", answer
+    passed("a script for Globus Compute runs by the drop-in wheel")
+
+
 def check_extras():
     run(f"apt-get -y -q install {DEBS}/extras/*.deb")
     code = "import psycopg, boto3, kubernetes; print(psycopg.__file__, boto3.__file__, kubernetes.__file__)"
@@ -85,6 +100,7 @@ def main():
     answer = guest_readme.task(DEBS, status["endpoint_id"])
     assert answer == "alice", answer
     passed("three commands and a task")
+    check_sdk(status["endpoint_id"])
     run("systemctl reload mep@site mep-relay")
     passed("systemctl reload, on a system without procps")
     check_units()

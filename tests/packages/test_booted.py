@@ -39,9 +39,10 @@ def test_the_first_screen_on_debian_13(tmp_path: Path, tmp_path_factory: pytest.
         VM / "guest_readme.py": "guest_readme.py",
         Path(waiting.__file__): "waiting.py",
         package_builds.ROOT / "README.md": "README.md",
+        next(built.glob("mep_globus_compute-*.whl")): "drop_in.whl",
     }
     result = debian.boot(root, "exec /usr/bin/python3 /guest/guest_first_screen.py", files, tmp_path)
     print(shown(result))
     assert result.status == 0, result.log[-4000:]
-    assert result.log.count("PASSED") == 7
+    assert result.log.count("PASSED") == 9
     assert "over Python 3.13" in result.log

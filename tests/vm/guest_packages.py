@@ -150,9 +150,10 @@ def install():
     guest_readme.install("/guest/1")
     passed("apt-get installs the four packages, without a network")
     for name in COMMANDS:
-        assert os.path.realpath(f"/usr/bin/{name}").startswith("/opt/mep/releases/"), name
-        first = pathlib.Path(f"/usr/bin/{name}").read_bytes().splitlines()[0]
-        assert re.fullmatch(rb"#!/opt/mep/releases/[^/]+/bin/python -I", first), first
+        home = "/opt/mep-sdk" if name == "mep-sdk" else "/opt/mep/releases/[^/]+"
+        assert re.fullmatch(f"{home}/bin/{name}", os.path.realpath(f"/usr/bin/{name}")), name
+        first = pathlib.Path(f"/usr/bin/{name}").read_bytes().decode().splitlines()[0]
+        assert re.fullmatch(f"#!{home}/bin/python -I", first), first
     assert run("mep", "--version", env={"PATH": "/usr/bin:/bin", "PYTHONPATH": "/nowhere", "PYTHONHOME": "/nowhere"})
     for name in ("mep-common", "mep-endpoint", "mep-relay", "mep-sdk"):
         assert not run("dpkg", "-V", name), name

@@ -53,7 +53,7 @@ def test_the_same_sources_give_the_same_bytes(built: dict[str, Path], tmp_path: 
     assert names(tmp_path / "out") == names(built["1"])
     assert (tmp_path / "out" / "SHA256SUMS").read_text() == (built["1"] / "SHA256SUMS").read_text()
     kinds = [name.rpartition(".")[2] for name in names(built["1"])]
-    assert (kinds.count("deb"), kinds.count("rpm"), kinds.count("whl"), kinds.count("gz")) == (7, 7, 2, 1)
+    assert (kinds.count("deb"), kinds.count("rpm"), kinds.count("whl"), kinds.count("gz")) == (7, 7, 3, 1)
 
 
 def test_the_packages_on_a_booted_system(built: dict[str, Path], tmp_path: Path) -> None:
@@ -99,6 +99,7 @@ echo "installed $(readlink "$root/opt/mep/current")"
 rpm --root "$root" -V --nodeps $packages
 chroot "$root" mep --version
 chroot "$root" mep-relay --version
+chroot "$root" mep-sdk --version
 chroot "$root" /opt/mep-sdk/bin/python -I -c 'import mep_sdk; print("sdk", mep_sdk.__name__)'
 chroot "$root" /opt/mep/bin/python -I -c 'import psycopg, boto3, kubernetes; print("extras", psycopg.__file__)'
 grep -q password-auth "$root/etc/pam.d/mep"
@@ -126,6 +127,7 @@ def test_the_rpm_packages_in_an_overlay_of_this_system(built: dict[str, Path], t
     assert any(line.startswith("extras /opt/mep/extras/postgresql/") for line in lines), lines
     versions = [line for line in lines if "version" in line]
     assert len(versions) == 3, lines
+    assert any(line.startswith("mep-sdk ") for line in lines), lines
     assert re.match(r"installed releases/[\d.]+-1\.py\d+-[0-9a-f]{12}$", lines[0]), lines
     assert any(re.match(r"upgraded releases/[\d.]+-2\.py\d+-[0-9a-f]{12}, 1 release$", line) for line in lines), lines
     assert lines[-1] == "nothing is left", lines
