@@ -64,6 +64,18 @@ def test_end_while_there_is_no_manager_is_told_to_the_next(alice: LocalAccount) 
         assert (ended.uep_id, ended.code) == (uep_id, "USER_ENDPOINT_LOST")
 
 
+def test_end_that_a_manager_died_with_is_told_to_the_next(alice: LocalAccount) -> None:
+    with running_monitor() as (run, manager, mapper):
+        uep_id, _ = start_as(manager, mapper, alice.name)
+        os.kill(run.record(uep_id)["uep_pid"], signal.SIGKILL)
+        assert manager.take(EndpointEnded)[0].uep_id == uep_id
+        manager.kill()
+        again = run.puppet("manager")
+        again.send(ManagerReady(version="again"))
+        ended = again.take(EndpointEnded)[0]
+        assert (ended.uep_id, ended.code) == (uep_id, "USER_ENDPOINT_LOST")
+
+
 def test_mapper_is_restarted_and_user_endpoints_live(alice: LocalAccount) -> None:
     with running_monitor() as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)

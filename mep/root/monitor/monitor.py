@@ -285,6 +285,7 @@ class Monitor(Part):
             self._starts.mapper_lost()
         else:
             self._status.show(link_state="gone", link_detail="the manager is not running")
+            self._to_manager.manager_lost()
             self._starts.manager_lost()
 
     # --- signals ------------------------------------------------------------------------------------------

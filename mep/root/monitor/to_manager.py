@@ -1,6 +1,7 @@
 """What the manager is told: at once if it serves, otherwise when it next does.
 
-Nothing is read here. A manager that is gone asks nothing, so answers to it are dropped; ends are kept for the next one.
+Nothing is read here. A manager that is gone asks nothing, so answers to it are dropped. Ends are kept for the next one,
+and those of a manager's last minute are told again: it may have died before the relay had them.
 Called by the monitor's modules above this one.
 """
 
@@ -16,6 +17,8 @@ from mep.root.monitor.part import Part, Shared
 from mep.root.monitor.user_endpoints import RunningEndpoint
 
 _MAX_UNTOLD = 4096
+_TOLD_AGAIN_S = 60.0
+"""Within this time a manager whose link is up has the relay's proof that it has read an end."""
 
 
 class ToManager(Part):
@@ -26,6 +29,8 @@ class ToManager(Part):
         self._manager = manager
         self.epoch = b""
         self._untold: deque[m.EndpointEnded] = deque(maxlen=_MAX_UNTOLD)
+        self._told: deque[tuple[float, m.EndpointEnded]] = deque(maxlen=_MAX_UNTOLD)
+        """Ends sent to this manager, with the times of the loop's clock."""
 
     def introduce(self) -> bool:
         """Send it the epoch and the running user endpoints. Return False if manager or mapper isn't ready yet."""
@@ -38,8 +43,19 @@ class ToManager(Part):
                 self.account(endpoint)
                 self.running(endpoint)
         while self._untold:
-            self._send(self._untold.popleft())
+            self._tell_end(self._untold.popleft())
         return True
+
+    def manager_lost(self) -> None:
+        """Keep the last ends that this manager was told for the next one. The relay drops what it has read before."""
+        since = self._loop.clock() - _TOLD_AGAIN_S
+        self._untold.extendleft(message for at, message in reversed(self._told) if at >= since)
+        self._told.clear()
+
+    def _tell_end(self, message: m.EndpointEnded) -> bool:
+        if sent := self._send(message):
+            self._told.append((self._loop.clock(), message))
+        return sent
 
     def _send(self, message: m.Message, *descriptors: int) -> bool:
         """Send `message`, unless no manager serves; return whether one does. The descriptors are no longer ours."""
@@ -80,7 +96,7 @@ class ToManager(Part):
     def ended(self, endpoint: RunningEndpoint, code: str, public: str) -> None:
         """Say, now or to the next manager, that a user endpoint has ended."""
         message = m.EndpointEnded(*_about(endpoint, code, public), incarnation=endpoint.incarnation)
-        if not self._send(message):
+        if not self._tell_end(message):
             self._untold.append(message)
 
     def starts_allowed(self) -> None:
