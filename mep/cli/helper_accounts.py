@@ -6,7 +6,10 @@ comment and a uid in HELPER_UIDS is reused or removed. Runs useradd and userdel,
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import os
 import pwd
 import re
 import shutil
@@ -31,6 +34,7 @@ _SEARCH_PATH = "/usr/sbin:/sbin:/usr/bin:/bin"
 _UID_TAKEN, _NAME_TAKEN, _IN_USE = 4, 9, 8
 """Exit statuses of useradd(8) and userdel(8)."""
 _WAIT_S, _LOOK_AGAIN_S = 10.0, 0.1
+_LOCK = "/run/mep-accounts.lock"
 
 
 def make_account(where: EndpointPaths, key: str, endpoint_id: str) -> str:
@@ -39,10 +43,29 @@ def make_account(where: EndpointPaths, key: str, endpoint_id: str) -> str:
     for entry in _local_accounts():
         if _is_ours(entry, comment):
             return entry.pw_name
-    for name in _candidates(where.name, key, endpoint_id):
-        if _is_free(name) and _useradd(name, comment):
-            return name
+    with _alone():
+        for name in _candidates(where.name, key, endpoint_id):
+            if _is_free(name) and _useradd(name, comment):
+                return name
     raise CliFailed(f"the names for a {ROLES[key][0]} account are taken: {_remedy(key)}")
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other configures of this host waiting: useradd(8) looks for the name before it takes its own lock.
+
+    The second of two that create one name would give the first one's account its own uid, group and comment.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        lock = os.open(_LOCK, flags, 0o600)
+    except OSError as error:
+        raise CliFailed(f"{_LOCK}: {error.strerror}") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def remove_accounts(where: EndpointPaths) -> list[str]:

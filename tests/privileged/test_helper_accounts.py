@@ -12,12 +12,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.support.accounts import account
-from tests.support.cli import Cli
+from tests.support.cli import Cli, open_directory
 from tests.support.registrar import Registrar
 from tests.support.waiting import until
 
@@ -115,6 +116,22 @@ def test_configure_makes_a_pair_of_accounts_and_delete_removes_it(mep: Cli, regi
 def spwd_password(name: str) -> str:
     lines = Path("/etc/shadow").read_text().splitlines()
     return next(line.split(":")[1] for line in lines if line.startswith(f"{name}:"))
+
+
+def test_endpoints_of_one_name_that_are_made_at_once_each_have_their_own_accounts(registrar: Registrar) -> None:
+    """In directories of their own. useradd(8) by itself gives the first of them the uid of the second."""
+    name = unique("s-")
+    with contextlib.ExitStack() as stack:
+        sites = [Cli(stack.enter_context(open_directory())) for _ in range(4)]
+        for site in sites:
+            (site.directory / "token").write_text("a-token\n")
+            (site.directory / "token").chmod(0o600)
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(lambda site: make(site, registrar, name), sites))
+        for site in sites:
+            for entry, role in zip(site.helpers(name), ("manager", "mapper"), strict=True):
+                assert entry.pw_gecos == f"MEP {role} of {site.path('etc', name)}"
+                assert grp.getgrgid(entry.pw_gid).gr_name == entry.pw_name
 
 
 @pytest.mark.parametrize("name", ["Site.One", "a-name-of-more-than-twenty-eight-characters"])
