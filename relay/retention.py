@@ -31,6 +31,8 @@ EXPIRED_STAYS_S = 3600.0
 _PAUSE_S = 0.1
 _SHORT_PAUSE_S = 0.02
 _DAY_S = 86400.0
+_STEP_S = 600.0
+_BELIEVED_AFTER_S = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,11 +47,35 @@ class Periods:
     """How long ended tasks are kept that their person has been sent."""
 
 
+class ClockSteps:
+    """Notices that the host's clock was set ahead. A wrong clock would remove what is to be kept for days."""
+
+    def __init__(self, clock: Callable[[], float] = time.time, uptime: Callable[[], float] | None = None) -> None:
+        self._clock, self._uptime = clock, uptime or (lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+        self._believed = clock() - self._uptime()
+        self._since: float | None = None
+
+    def is_in_doubt(self) -> bool:
+        """Whether it was set ahead by more than ten minutes, and less than an hour ago."""
+        now = self._uptime()
+        ahead = self._clock() - now - self._believed
+        if ahead > _STEP_S and self._since is None:
+            self._since = now
+            logger.error("the clock was set ahead: nothing old is removed for an hour", seconds=round(ahead))
+        if ahead > _STEP_S and self._since is not None and now - self._since < _BELIEVED_AFTER_S:
+            return True
+        self._believed, self._since = self._believed + ahead, None
+        return False
+
+
 class Sweeper:
     """See the module."""
 
-    def __init__(self, store: Store, dispatcher: Dispatcher, periods: Periods) -> None:
+    def __init__(
+        self, store: Store, dispatcher: Dispatcher, periods: Periods, clock: Callable[[], float] = time.time
+    ) -> None:
         self._store, self._dispatcher, self._periods = store, dispatcher, periods
+        self._clock, self._steps = clock, ClockSteps(clock)
         self._inputs_after = self._group_after = 0
         self._looked_for_strays = False
 
@@ -79,7 +105,9 @@ class Sweeper:
 
     async def ended(self) -> None:
         """Remove old endings and unused objects, and expire tasks that waited too long. Raises RelayUnavailable."""
-        now = time.time()
+        if self._steps.is_in_doubt():
+            return
+        now = self._clock()
         removed = PAGE
         while removed == PAGE:
             removed = await self._do(lambda tx: tx.sweep(now - self._periods.retention_s, PAGE))

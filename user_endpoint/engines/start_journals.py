@@ -75,12 +75,12 @@ class StartJournals:
             path = f"{self._closed}/{name}"
             known = os.stat(path)  # noqa: PTH116
             room -= known.st_size
-            if room < 0 or known.st_mtime < time.time() - KEEP_S:
-                os.unlink(path)  # noqa: PTH108
-            else:
+            if room >= 0:  # also of a file that is old: the clock may be wrong, or have been
                 with open(path, "rb") as file:
                     data = file.read()
                 self._before.update(data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES))
+            if room < 0 or known.st_mtime < time.time() - KEEP_S:
+                os.unlink(path)  # noqa: PTH108
         self.known = True
 
     def _condense(self) -> None:
