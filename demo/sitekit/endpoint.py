@@ -33,6 +33,8 @@ class Endpoint:
         self.log = site.root / "logs" / f"{name}.log"
         self._token_file = site.root / f"{name}.token"
         self._daemon: Daemon | None = None
+        self.before: list[str] = []
+        """Words in front of the command that starts it, which exec it."""
 
     @property
     def config_dir(self) -> Path:
@@ -77,6 +79,7 @@ class Endpoint:
     def start(self) -> None:
         """Start it and wait until its link to the relay is up."""
         self._daemon = Daemon(
+            *self.before,
             *(BIN / "mep", "start", self.name),
             env=self._site.env,
             log=self.log,

@@ -12,6 +12,7 @@ import pytest
 
 from mep_wire.errors import TaskNotFound
 from tests.support.campus import Campus, make_campus
+from tests.support.clocks import Clock
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
@@ -93,8 +94,10 @@ def test_a_persons_own_cap_ends_the_idle_one_and_waits_for_the_busy_one(place: C
 def test_clocks_that_differ_are_told_on_both_sides(place: Campus) -> None:
     place.endpoint.stop()
     place.site.relay.stop()
-    library = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
-    place.site.relay.env = {"LD_PRELOAD": str(library), "FAKETIME": "-600s", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    clock = Clock(place.site.root, "relay")
+    clock.make()
+    clock.step(-600)
+    place.site.relay.env = clock.env
     place.site.start_relay()
     place.endpoint.start()
     with place.executor("bob") as executor:
@@ -107,7 +110,5 @@ def test_clocks_that_differ_are_told_on_both_sides(place: Campus) -> None:
         assert "seconds=600" in said
         line = next(line for line in place.log().splitlines() if "the clocks of relay and endpoint differ" in line)
         assert " ERROR " in line, "starts are refused for it"
-        place.site.relay.stop()
-        place.site.relay.env = {}
-        place.site.start_relay()
+        clock.step(0)
         assert future.result(timeout=RESULT_S) == 8

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import random
+import shutil
 import statistics
 import sys
 import time
@@ -26,6 +27,7 @@ from soak import soak
 from work import Submitted, Work
 
 from mep_sdk import Executor
+from tests.support import clocks
 
 ENDS_WITHIN_S = 180.0
 ENGINES = ("ProcessPoolEngine", "GlobusComputeEngine")
@@ -124,15 +126,15 @@ class Campaign:
         return "\n".join(lines)
 
 
-def campaign(seed: int, seconds: float, only: str = "", rounds: int = 0) -> Campaign:
+def campaign(seed: int, seconds: float, folder: Path | None, only: str = "", rounds: int = 0) -> Campaign:
     """Run rounds for so many seconds, or so many rounds."""
     names = possible(only)
-    jobs, clocks = (any(word in name for name in names) for word in (SLURM, "clock"))
+    jobs = any(SLURM in name for name in names)
     if not names and not any(only in f"{kind} killed in a start" for kind in STARTS):
         raise SystemExit(
             f"make faults: no fault with {only!r} in its name can be had here; there are: {', '.join(FAULTS)}"
         )
-    with make_campus(jobs=jobs, clocks=clocks) as campus:
+    with make_campus(jobs=jobs, clocks=folder) as campus:
         made = Campaign(campus, seed, only)
         ends = time.monotonic() + seconds
         while time.monotonic() < ends and (not rounds or made.rounds < rounds):
@@ -158,7 +160,12 @@ def main() -> int:
     ledger.sweep()
     if options.soak:
         return soak(options.soak, as_json=options.json)
-    made = campaign(options.seed, options.seconds, options.only, options.rounds)
+    folder = clocks.begin(needed=any("clock" in name for name in possible(options.only)))
+    try:
+        made = campaign(options.seed, options.seconds, folder, options.only, options.rounds)
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
     if options.json:
         rows = [asdict(row) for row in made.rows.values()]
         print(json.dumps({"seed": options.seed, "rows": rows, "ends": made.ends, "broken": made.broken}, indent=2))

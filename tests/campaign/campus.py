@@ -18,6 +18,7 @@ from sitekit.endpoint import MAPPING, SCHEMA, TEMPLATE, Endpoint, expression_map
 from sitekit.site import ADMIN, Site
 
 from mep_sdk import Client, Executor
+from tests.support.clocks import Clock, for_all_below
 from tests.support.link_proxy import LinkProxy
 from tests.support.slurm import Slurm, SlurmFailed
 
@@ -67,34 +68,6 @@ SCHEMA_VALUE = {
 STRAY = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 """Where no file of the account may be left."""
 JOBS_END_S = 60.0
-SHARED = Path("/dev/shm")
-"""Where libfaketime leaves files of processes that are killed."""
-
-
-def faketime() -> str:
-    """Return the path of Debian's libfaketime, empty where it is not installed."""
-    return next((str(path) for path in Path("/usr/lib").glob("*/faketime/libfaketime.so.1")), "")
-
-
-class Clock:
-    """The clock of a process and of what it forks, which can be stepped. No monotonic clock is touched."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self.step(0.0)
-        self.env = {
-            "LD_PRELOAD": faketime(),
-            "FAKETIME_TIMESTAMP_FILE": str(file),
-            "FAKETIME_NO_CACHE": "1",
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        }
-
-    def step(self, seconds: float) -> None:
-        """Set it to so many seconds after the host's."""
-        new = self._file.with_suffix(".next")
-        new.write_text(f"{seconds:+.3f}\n")
-        new.chmod(0o644)
-        new.replace(self._file)
 
 
 class FreezableProxy(LinkProxy):
@@ -126,10 +99,10 @@ class Campus:
         proxy: FreezableProxy,
         client: Client,
         slurm: Slurm | None,
-        clock: Clock | None,
+        clocks: Path | None,
     ) -> None:
         self.site, self.endpoint, self.account, self.proxy, self.client = site, endpoint, account, proxy, client
-        self.slurm, self.clock = slurm, clock
+        self.slurm, self.clocks = slurm, clocks
         self.effects = site.root / "effects"
         self.began = site.root.stat().st_ctime if site.root.exists() else 0.0
         """An older file is of an account that had the same uid before."""
@@ -183,22 +156,13 @@ class Campus:
                         inside = str(file).startswith((effects, home))
                         odd = stat.S_ISSOCK(found.st_mode) or file.suffix in (".tmp", ".new", ".part")
                         ours = found.st_uid == self.account.uid and found.st_ctime >= self.began
-                        if not _is_faketimes(file) and (odd if inside else ours):
+                        if odd if inside else ours:
                             yield file
 
     @property
     def disks(self) -> tuple[str, str]:
         """The two small disks: the relay's state and the person's home."""
         return str(self.site.relay.state), str(self.account.home)
-
-
-def _is_faketimes(file: Path) -> bool:
-    return file.parent == SHARED and "faketime_s" in file.name
-
-
-def _remove_faketimes(before: set[Path]) -> None:
-    for file in set(filter(_is_faketimes, SHARED.iterdir())) - before:
-        file.unlink(missing_ok=True)
 
 
 def _mount(stack: ExitStack, where: Path, size_mb: int, uid: int, gid: int, mode: str) -> None:
@@ -209,11 +173,10 @@ def _mount(stack: ExitStack, where: Path, size_mb: int, uid: int, gid: int, mode
 
 @contextmanager
 def make_campus(
-    name: str = "faults", *, jobs: bool = False, clocks: bool = False, disk_mb: int = 96
+    name: str = "faults", *, jobs: bool = False, clocks: Path | None = None, disk_mb: int = 96
 ) -> Iterator[Campus]:
     """A running endpoint of a site of its own. `jobs`: with a Slurm. `disk_mb`: the size of the relay's disk and of the
-    person's home. `clocks`: the relay's is faked. The monitor takes no LD_PRELOAD, and with libfaketime 0.9.10 a
-    person's time.sleep() fails as EINVAL."""
+    person's home. `clocks`: the folder of the clocks that relay and endpoint get."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
         account = site.account(f"mepbench-{secrets.token_hex(4)}")
@@ -223,10 +186,8 @@ def make_campus(
         _mount(disks, Path(account.home), disk_mb, account.uid, account.gid, "0700")
         (site.root / "effects").mkdir(mode=0o1777)
         (site.root / "effects").chmod(0o1777)
-        if clocks:
-            disks.callback(_remove_faketimes, set(filter(_is_faketimes, SHARED.iterdir())))
-        clock = Clock(site.root / "relay.clock") if clocks else None
-        site.relay.env |= clock.env if clock is not None else {}
+        if clocks is not None:
+            site.relay.env |= Clock(clocks, "relay").env
         slurm = stack.enter_context(Slurm()) if jobs else None
         site.start_relay()
         disks.callback(site.relay.stop)
@@ -235,6 +196,8 @@ def make_campus(
         service.write_text("".join(f"{kind} required pam_permit.so\n" for kind in ("auth", "account", "session")))
         endpoint = site.endpoint(name, site.relay.add_person(ADMIN))
         disks.callback(endpoint.stop)
+        if clocks is not None:
+            endpoint.before = for_all_below(Clock(clocks, "endpoint"), stack, site.ledger)
         endpoint.add_config("caps:\n  max_user_endpoints_per_user: 100\n")
         endpoint.add_config(f"pam:\n  enable: true\n  service_name: {service.name}\n")
         if slurm is not None:
@@ -247,4 +210,4 @@ def make_campus(
         person = site.relay.add_person("person@example.edu")
         endpoint.start()
         client = Client(relay_url=person.relay_url, token=person.token)
-        yield Campus(site, endpoint, account, proxy, client, slurm, clock)
+        yield Campus(site, endpoint, account, proxy, client, slurm, clocks)

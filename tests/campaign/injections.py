@@ -12,14 +12,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from campus import SLURM, Campus, faketime
+from campus import SLURM, Campus
 from processes import KINDS, by_kind, descriptors
 
+from tests.support.clocks import CLOCKS, Clock
 from tests.support.slurm import SlurmFailed
 
 Fault = Callable[[Campus, random.Random], None]
 START_WATCHED_S = 5.0
-WITHOUT_MEMORY = ("relay", "manager", "user endpoint", "worker", "interchange")
+WITH_A_STEP = ("links cut", "relay killed", "manager killed", "mapper killed", "user endpoint killed")
+"""One of them follows the step of a clock: a start is signed and mapped, or a link made, by clocks that differ."""
 
 
 def _kill(pid: int) -> None:
@@ -121,11 +123,16 @@ def _address_space(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _clock_stepped(campus: Campus, rng: random.Random) -> None:
-    if campus.clock is not None:
-        campus.clock.step(rng.choice([-1, 1]) * rng.choice([0.5, 5.0, 100.0, 7200.0]))
-        time.sleep(rng.uniform(0.5, 6.0))
-        campus.clock.step(0.0)
+def _clock_stepped(name: str) -> Fault:
+    def fault(campus: Campus, rng: random.Random) -> None:
+        if campus.clocks is not None:
+            clock = Clock(campus.clocks, name)
+            clock.step(rng.choice([-1, 1]) * rng.choice([0.5, 5.0, 100.0, 7200.0]))
+            FAULTS[rng.choice(WITH_A_STEP)](campus, rng)
+            time.sleep(rng.uniform(0.5, 6.0))
+            clock.step(0.0)
+
+    return fault
 
 
 def _job_ended(*words: str) -> Fault:
@@ -181,7 +188,7 @@ FAULTS: dict[str, Fault] = {
         f"no memory: {kind}": _no_memory(kind)
         for kind in ("relay", "manager", "user endpoint", "worker", "interchange")
     },
-    "relay's clock stepped": _clock_stepped,
+    **{f"{name}'s clock stepped": _clock_stepped(name) for name in CLOCKS},
     f"{SLURM} job killed": _job_ended("--signal=KILL", "--full"),
     f"{SLURM} job cancelled": _job_ended(),
     f"{SLURM} controller frozen": _controller_frozen,
@@ -193,7 +200,7 @@ STARTS = ("keeper", "PAM process", "user endpoint", "fork server", "worker", "in
 
 def possible(only: str) -> list[str]:
     """Return the faults with `only` in their names that this host can have."""
-    missing = set() if faketime() else {name for name in FAULTS if "clock" in name}
+    missing = set() if shutil.which("cc") else {name for name in FAULTS if "clock" in name}
     if not shutil.which("slurmctld", path="/usr/sbin"):
         missing |= {name for name in FAULTS if SLURM in name}
     return [name for name in FAULTS if only in name and name not in missing]

@@ -16,7 +16,7 @@ DEMO = HERE.parents[1] / "demo"
 
 @pytest.mark.root
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("only", ["user endpoint killed", "links cut", "relay killed"])
+@pytest.mark.parametrize("only", ["user endpoint killed", "links cut", "relay killed", "endpoint's clock"])
 def test_every_task_ends_as_its_effects_allow(only: str) -> None:
     done = subprocess.run(
         [sys.executable, str(HERE / "__main__.py"), "--rounds", "1", "--seconds", "240", "--only", only, "--json"],

@@ -7,10 +7,10 @@ belongs to a throw-away account.
 from __future__ import annotations
 
 import itertools
+import json
 import os
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from sitekit.accounts import Account
@@ -83,9 +83,14 @@ class Campus:
             executor.shutdown(wait=False, cancel_futures=True)
 
     def pids(self) -> dict[str, int]:
-        """Return the pid of every user endpoint by its id, as it is now."""
-        time.sleep(0.6)  # the status file follows within half a second
-        return {each["uep_id"]: int(each["pid"]) for each in self.endpoint.status().get("user_endpoints", [])}
+        """Return the pid of every user endpoint by its id, by the keepers' records: the status file follows later."""
+        found = {}
+        for file in self.endpoint.runtime_dir.glob("keepers/*/record.json"):
+            with suppress(FileNotFoundError):
+                record = json.loads(file.read_text())
+                if record["uep_pid"] and record["state"] != "ended":
+                    found[record["uep_id"]] = int(record["uep_pid"])
+        return found
 
     def new_pids(self, before: dict[str, int]) -> dict[str, int]:
         """Return the entries of `pids` that are not in `before`; there must be some."""
