@@ -21,6 +21,7 @@ import msgspec
 from mep_wire.bundle import UepBundle, decode_bundle
 from mep_wire.errors import EndpointMisconfigured, MepError, UserConfigInvalid, UserConfigReserved
 from mep_wire.start_request import StartRequest
+from user_endpoint.group_names import with_group_names
 from user_endpoint.render import render_text, settings_of
 from user_endpoint.render.origins import OriginEnvironment, line_origins
 from user_endpoint.render.pieces import Fragment, Text
@@ -166,7 +167,7 @@ def answer(request: Mapping[str, Any]) -> dict[str, Any]:
     if "parent_config" in reserved:
         bundles = [msgspec.structs.replace(one, parent_config=reserved["parent_config"]) for one in bundles]
     known = request["identity"]
-    identity = invented_identity(known.get("local"), known.get("globus"))
+    identity = invented_identity(with_group_names(known.get("local") or {}), known.get("globus"))
     identity = reserved.get("mapped_identity", identity)
     os.environ.update(account_environment(identity.get("local") or {}))
     starts = [invented_start(config, known.get("globus"), runtime) for config in sets]

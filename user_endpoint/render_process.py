@@ -1,8 +1,9 @@
 """Rendering in a child that exits: jinja2, YAML and JSON schema leave no memory behind, and a template that
 does not end can be killed.
 
-It starts as early as possible, since rendering takes longest; its answer is one frame on a pipe. Called by
-startup.
+It starts as early as possible, since rendering takes longest. On its pipe it says when it has the names of the
+account's groups, and then gives its answer. A directory that is slow to name groups has as long as the whole start
+may take; the deadline here is for the template. Called by startup.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ import msgspec
 from mep_wire.bundle import decode_bundle
 from mep_wire.errors import MepError
 from mep_wire.start_request import VerifiedStart, decode_start, decode_verified_start
+from user_endpoint.group_names import with_group_names
 from user_endpoint.keeper_report import StartFailure
 from user_endpoint.process_exit import run_and_exit
 from user_endpoint.settings import UepSettings, decode_settings
@@ -29,6 +31,8 @@ from user_endpoint.shortage import interrupted, killed, reason_of
 DEADLINE_S = 20.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _MISCONFIGURED = "The endpoint's configuration is at fault, not your request. Tell its administrators."
+_NAMED = b"N"
+"""Precedes the answer, once the groups have their names."""
 _account_decoder = msgspec.json.Decoder(dict[str, Any])
 _failure_decoder = msgspec.msgpack.Decoder(tuple[str, str, str])
 
@@ -39,7 +43,6 @@ class Rendering:
     def __init__(self, start: bytes, bundle: bytes, account: bytes = b"", *, close: Sequence[int]) -> None:
         """`account` is the keeper's document on the local account; empty if there is none."""
         self._read, write = os.pipe2(os.O_CLOEXEC)
-        self._began = time.monotonic()
         self._pid = os.fork()
         if self._pid == 0:
             for descriptor in (self._read, *close):
@@ -75,22 +78,25 @@ class Rendering:
 
     def _answer(self) -> bytes:
         parts: list[bytes] = []
+        ends_at = float("inf")
         poller = select.poll()
         poller.register(self._read, select.POLLIN)
         while sum(map(len, parts)) <= _MAX_ANSWER_BYTES:
-            left = self._began + DEADLINE_S - time.monotonic()
-            if left <= 0 or not poller.poll(left * 1000):
+            left = ends_at - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000 if parts else None):
                 raise StartFailure("ENDPOINT_MISCONFIGURED", _MISCONFIGURED, f"rendering took over {DEADLINE_S:g} s")
             part = os.read(self._read, 1 << 16)
             if not part:
                 break
+            if not parts:
+                ends_at = time.monotonic() + DEADLINE_S
             parts.append(part)
-        return b"".join(parts)
+        return b"".join(parts).removeprefix(_NAMED)
 
 
 def _child(write: int, start: bytes, bundle: bytes, account: bytes) -> int:
     gc.disable()
-    _write_all(write, _render(start, bundle, account))
+    _write_all(write, _render(start, bundle, account, lambda: _write_all(write, _NAMED)))
     return 0
 
 
@@ -104,20 +110,24 @@ def _failure(code: str, public: str, detail: str) -> bytes:
     return b"E" + msgspec.msgpack.encode((code, public, detail))
 
 
-def _mapped_identity(verified: VerifiedStart, account: bytes) -> dict[str, Any]:
-    """Return `mapped_identity`: the relay's identity as the mapper gives it, the account as the keeper's NSS does."""
+def _mapped_identity(verified: VerifiedStart, local: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `mapped_identity`: the relay's identity as the mapper gives it, with the account as this host's NSS does.
+
+    The mapper's words about the account give way to the keeper's.
+    """
     known = verified.mapped_identity
-    return {**known, "local": {**known.get("local", {}), **(_account_decoder.decode(account) if account else {})}}
+    return {**known, "local": {**known.get("local", {}), **local}}
 
 
-def _render(start: bytes, bundle: bytes, account: bytes) -> bytes:
+def _render(start: bytes, bundle: bytes, account: bytes, named: Callable[[], None]) -> bytes:
     try:
+        local = with_group_names(_account_decoder.decode(account)) if account else {}
+        named()
         from user_endpoint.render import render_settings  # the parent never pays for these
 
         verified = decode_verified_start(start)
         document = decode_bundle(bundle)
-        mapped_identity = _mapped_identity(verified, account)
-        settings = render_settings(document, decode_start(verified.request), mapped_identity)
+        settings = render_settings(document, decode_start(verified.request), _mapped_identity(verified, local))
     except MepError as error:
         return _failure(error.code, error.text, error.detail)
     except (MemoryError, OSError) as error:

@@ -58,8 +58,7 @@ def render_for(where: EndpointPaths | None, user: str | None, identity: str | No
 
 
 def _as_account(name: str, globus: dict[str, str] | None, *, privileged: bool) -> RenderFor:
-    from mep.root.account.lookup import StartRefused, lookup
-    from mep.root.keeper.account_document import local_identity
+    from mep.root.account.lookup import StartRefused, facts_of, lookup
 
     try:
         found = lookup(name)
@@ -69,7 +68,7 @@ def _as_account(name: str, globus: dict[str, str] | None, *, privileged: bool) -
         raise CliFailed(f"{name}: has uid 0, and no template is rendered as root: name another account", Exit.USAGE)
     if not privileged and found.uid != os.geteuid():
         raise CliFailed(f"--as {name}: only root can become another account: run this as root", Exit.USAGE)
-    identity: dict[str, Any] = {"local": local_identity(found)}
+    identity: dict[str, Any] = {"local": facts_of(found)}
     if globus is not None:
         identity["globus"] = globus
     account = pwd.struct_passwd((found.name, "x", found.uid, found.gid, "", found.home, found.shell))

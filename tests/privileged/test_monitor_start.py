@@ -63,8 +63,8 @@ def test_what_a_user_endpoint_holds(alice: LocalAccount) -> None:
         assert "memfd:mep-figures" in descriptors[7]
         assert set(descriptors) == {0, 1, 2, 3, 4, 5, 6, 7}
         known = json.loads(pathlib.Path(f"/proc/{pid}/fd/6").read_text())
-        assert (known["uname"], known["uid"], known["gid"], known["dir"], known["group_names"][0]) == (
-            alice.name, alice.uid, alice.gid, alice.home, alice.name,
+        assert (known["uname"], known["uid"], known["gid"], known["dir"], known["groups"][0]) == (
+            alice.name, alice.uid, alice.gid, alice.home, alice.gid,
         )  # fmt: skip
         environ = pathlib.Path(f"/proc/{pid}/environ").read_text().rstrip("\0").split("\0")
         variables = dict(one.partition("=")[::2] for one in environ)

@@ -124,7 +124,6 @@ RULES = {
             "mep.config",
             "identity",
             "mep.root.account",
-            "mep.root.keeper.account_document",
             "mep_wire",
             "mep.__version__",
             *SHARED,

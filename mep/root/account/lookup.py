@@ -22,6 +22,7 @@ _ROOT_GID = 0
 _SHELLS = "/etc/shells"
 _OVERFLOW_UID_FILE = "/proc/sys/kernel/overflowuid"
 _NOBODY = 65534
+_MAX_FACT = 4096
 
 
 class StartRefused(Exception):
@@ -84,6 +85,27 @@ def _memberships_answered(name: str, stage: StartStage) -> None:
     """Raise NotKnownNow if a directory doesn't say now which groups account `name` is in."""
     if silent := nss.silent("initgroups", name):
         raise not_known(stage, f"the groups of {name!r} are not known: {', '.join(silent)} does not answer")
+
+
+def facts_of(account: SpawnAccount) -> dict[str, object]:
+    """Return the account as templates see it (`mapped_identity.local`). `groups` begins with the primary group.
+
+    The names of groups are looked up by the process that renders: root need not ask a directory for each of them.
+    """
+    return {
+        "uname": _utf8(account.name),
+        "uid": account.uid,
+        "gid": account.gid,
+        "groups": list(dict.fromkeys((account.gid, *sorted(account.groups)))),
+        "gecos": _utf8(account.gecos),
+        "dir": _utf8(account.home),
+        "shell": _utf8(account.shell),
+    }
+
+
+def _utf8(value: str) -> str:
+    """Return `value` without bytes that are no UTF-8, and clipped."""
+    return os.fsencode(value).decode("utf-8", "replace")[:_MAX_FACT]
 
 
 def source_of(name: str) -> str:

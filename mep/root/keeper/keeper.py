@@ -32,6 +32,7 @@ from mep.boundary.errors import (
 )
 from mep.boundary.figures import make_page
 from mep.boundary.log import Log
+from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     MAX_TEXT,
     AskCaps,
@@ -48,12 +49,12 @@ from mep.root.account.account_check import AccountChecks, Subject
 from mep.root.account.lookup import (
     StartRefused,
     check_policy,
+    facts_of,
     forbidden_gids,
     limits_of,
     lookup,
     source_of,
 )
-from mep.root.keeper.account_document import account_memfd
 from mep.root.keeper.account_recheck import AccountRecheck
 from mep.root.keeper.cgroup import Cgroup, CgroupGate
 from mep.root.keeper.hooks import HookResult, run_hook
@@ -198,7 +199,7 @@ class Keeper:
         null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         order = self._order
         documents = [_reopened(order.start_descriptor), _reopened(order.bundle_descriptor)]
-        documents.append(account_memfd(account))
+        documents.append(sealed_memfd("mep-account", json.dumps(facts_of(account)).encode()))
         figures = make_page()  # stays open here, for readers
         inherited = [null, null, null, *documents[:2], theirs.fileno(), documents[2], figures]
         limits = limits_of(account, order.site.limits, order.site.group_limits)

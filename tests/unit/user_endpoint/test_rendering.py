@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import grp
+import itertools
 import os
 import signal
 import time
@@ -55,6 +57,26 @@ def test_settings_come_out_typed() -> None:
     template = "engine: {type: ProcessPoolEngine, max_workers: {{ WORKERS }}}"
     settings = Rendering(*documents(template, {"WORKERS": 3}), close=()).result()
     assert settings.engine == ProcessPoolSettings(max_workers=3)
+
+
+def test_the_renderer_names_the_groups_and_takes_the_keepers_word_before_the_mappers() -> None:
+    template = "engine: {type: ProcessPoolEngine}\ndisplay_name: {{ mapped_identity.local.uid }} "
+    template += "{{ mapped_identity.local.group_names | join(' ') }}"
+    start, bundle = documents(template)
+    verified = msgspec.msgpack.decode(start, type=VerifiedStart)
+    forged = msgspec.structs.replace(verified, mapped_identity={"local": {"uid": 0, "group_names": ["forged"]}})
+    account = msgspec.json.encode({"uname": "alice", "uid": 4711, "groups": [7, 60000]})
+    settings = Rendering(msgspec.msgpack.encode(forged), bundle, account, close=()).result()
+    assert settings.display_name == f"4711 {grp.getgrgid(7).gr_name} 60000"
+
+
+def test_a_directory_that_is_slow_to_name_groups_has_more_time_than_the_template(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The keeper bounds the whole start."""
+    ticks = itertools.chain([0.0], itertools.repeat(100.0))  # it takes long before the renderer's first word alone
+    monkeypatch.setattr(render_process.time, "monotonic", lambda: next(ticks))
+    assert Rendering(*documents("engine: {type: ProcessPoolEngine}"), close=()).result()
 
 
 def test_the_keepers_document_on_the_account_completes_the_identity() -> None:
