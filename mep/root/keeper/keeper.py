@@ -175,11 +175,9 @@ class Keeper:
         # Written before asking: a keeper with a later grant must see this one.
         self._update(uid=account.uid)
         self._link.send(AskCaps(uid=account.uid))
-        answer = self._hear()
+        answer = self._answer()
         if isinstance(answer, StartDenied):
             raise StartRefused(StartStage.CAPS, answer.code, answer.detail, answer.public)
-        if isinstance(answer, StopUserEndpoint):
-            raise StartRefused(StartStage.CAPS, answer.code, "stopped before it started", answer.public)
         if not isinstance(answer, CapsGranted):
             raise BoundaryViolation(f"{type(answer).__name__} to a keeper that asked for caps")
         return account
@@ -236,25 +234,23 @@ class Keeper:
 
     def _begin(self, stage: StartStage) -> None:
         """Start or continue a stage that may never end. Record which one, for the process that may have to kill us."""
-        self._obey(stage)
-        self._refuse_if_over(stage)
+        self._take_order(stage)
         self._update(detail=f"at {stage.name}", **self._pam_process())
 
-    def _refuse_if_over(self, stage: StartStage) -> None:
-        """Raise StartRefused if this process was told to end, or the start has no time left."""
+    def _take_order(self, stage: StartStage) -> Message | None:
+        """Act on an order, and return any other message. Raises StartRefused if the start is over, by order or time."""
+        order, descriptors = self._link.receive() or (None, [])
+        if isinstance(order, StopUserEndpoint):
+            raise StartRefused(stage, order.code, "stopped before it started", order.public)
         if signal.SIGTERM in self._wakeup.take():
             raise StartRefused(stage, STOPPED, "SIGTERM", _STOPPING)
         if self._left() <= 0:
             seconds = f"{self._site.caps.start_timeout_s:g}"
             raise StartRefused(stage, Refusal.START_TIMEOUT, f"no time was left at {stage.name}", seconds=seconds)
-
-    def _obey(self, stage: StartStage) -> None:
-        """Give up the start if the monitor says so."""
-        order, descriptors = self._link.receive() or (None, [])
-        if isinstance(order, StopUserEndpoint):
-            raise StartRefused(stage, order.code, "stopped before it started", order.public)
         if isinstance(order, CheckAccount) and self._recheck is not None:
             self._recheck.obey(order, descriptors[0])
+            return None
+        return order
 
     def _heard(self) -> list[int]:
         """Return the descriptors to poll for a request to stop."""
@@ -369,13 +365,12 @@ class Keeper:
         except OSError as error:
             self._log.error("cannot write the record", uep=self._order.uep_id, error=error.strerror)
 
-    def _hear(self) -> Message:
-        """Return the monitor's next message. Raises MonitorGone, StartRefused at the deadline or on SIGTERM."""
+    def _answer(self) -> Message:
+        """Return the monitor's answer. Raises MonitorGone, and StartRefused if it comes too late."""
         while self._link.is_first:
             wait_readable(self._heard(), self._left())
-            if (received := self._link.receive()) is not None:
-                return received[0]
-            self._refuse_if_over(StartStage.CAPS)
+            if (answer := self._take_order(StartStage.CAPS)) is not None:
+                return answer
         raise MonitorGone
 
     def _left(self) -> float:
