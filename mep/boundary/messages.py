@@ -323,21 +323,12 @@ class UepReady:
 
 
 @dataclass(frozen=True, slots=True)
-class KeeperFailed:
-    """The start failed at `stage` (mep.boundary.errors.Stage). `public` may leave the host, `detail` may not."""
+class UepEnded:
+    """The start failed at `stage` (mep.boundary.errors.StartStage), or the user endpoint ended after it was ready
+    (0). No process of it is left. `public` may leave the host, `detail` may not."""
 
     stage: int
     errno: int
-    code: str = text(64)
-    public: str = text(1024)
-    detail: str = text(4096)
-
-
-@dataclass(frozen=True, slots=True)
-class UepExited:
-    """The user endpoint's process ended, and all its descendants with it. `status` as from waitpid."""
-
-    status: int
     code: str = text(64)
     public: str = text(1024)
     detail: str = text(4096)
@@ -544,8 +535,8 @@ class Shutdown:
 Message = (
     MapperReady | Mapped | NotMapped | MappingStatus | ReloadNeeded | MapRequest
     | ManagerReady | StartEndpoint | LinkStatus | StopAll | StopEndpoint
-    | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | KeeperFailed
-    | UepExited | CapsGranted | StartDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
+    | MapperEpoch | StartAnswered | EndpointEnded | EndpointRunning | AskCaps | Spawned | UepReady | UepEnded
+    | CapsGranted | StartDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
     | NotChecked | StartsAllowed | CheckAccount
     | AdminList | AdminStop | AdminDrain | AdminUndrain | AdminBan | AdminUnban | AdminReload | AdminLog
@@ -558,7 +549,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     20: ManagerReady, 21: StartEndpoint, 22: LinkStatus, 23: StopAll, 25: StopEndpoint,
     30: MapperEpoch, 31: StartAnswered, 32: EndpointEnded, 33: EndpointRunning, 34: EndpointRevoked, 35: RecheckNow,
     36: EndpointAccount, 37: TaskLogFile, 39: StartBegun,
-    40: AskCaps, 41: Spawned, 42: UepReady, 43: KeeperFailed, 44: UepExited,
+    40: AskCaps, 41: Spawned, 42: UepReady, 45: UepEnded,
     50: CapsGranted, 52: StopUserEndpoint, 54: CheckAccount, 55: StartDenied,
     60: Shutdown, 61: StartsAllowed,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,

@@ -16,13 +16,12 @@ from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     AskCaps,
     CapsGranted,
-    KeeperFailed,
     MapRequest,
     Message,
     Spawned,
     StartDenied,
     StopUserEndpoint,
-    UepExited,
+    UepEnded,
     UepReady,
 )
 from mep.boundary.resolved_config import Policy
@@ -100,10 +99,9 @@ def test_whole_life(alice: LocalAccount) -> None:
         assert keeper.record()["state"] == "running"
         keeper.channel.send(StopUserEndpoint(grace_ms=1000, code="STOPPED", public="because"))
         exited = keeper.hear()
-        assert isinstance(exited, UepExited) and (exited.code, exited.public) == ("STOPPED", "because")
-        assert os.WTERMSIG(exited.status) == signal.SIGTERM
+        assert isinstance(exited, UepEnded) and (exited.code, exited.public) == ("STOPPED", "because")
         assert keeper.end() == 0
-        assert keeper.record()["state"] == "ended"
+        assert (keeper.record()["state"], keeper.record()["status"]) == ("ended", signal.SIGTERM)
 
 
 def test_monitor_that_goes_before_it_allowed_the_start(alice: LocalAccount) -> None:
@@ -118,7 +116,7 @@ def test_monitor_that_does_not_answer(alice: LocalAccount) -> None:
     with KeeperRun(alice.name) as keeper:
         keeper.hear()
         failed = keeper.hear()
-        assert isinstance(failed, KeeperFailed)
+        assert isinstance(failed, UepEnded)
         assert (failed.stage, failed.code) == (StartStage.CAPS, "START_TIMEOUT")
         keeper.end()
 
@@ -128,7 +126,7 @@ def test_monitor_that_denies(alice: LocalAccount) -> None:
         keeper.hear()
         keeper.channel.send(StartDenied("PERSON_LIMIT", "Three (3) are enough.", "three"))
         failed = keeper.hear()
-        assert isinstance(failed, KeeperFailed)
+        assert isinstance(failed, UepEnded)
         assert (failed.stage, failed.code) == (StartStage.CAPS, "PERSON_LIMIT") and "(3)" in failed.public
         keeper.end()
 
@@ -166,8 +164,9 @@ def test_user_endpoint_that_ignores_sigterm(alice: LocalAccount) -> None:
         keeper.hear()
         keeper.channel.send(StopUserEndpoint(grace_ms=200, code="STOPPED", public=""))
         exited = keeper.hear()
-        assert isinstance(exited, UepExited) and os.WTERMSIG(exited.status) == signal.SIGKILL
+        assert isinstance(exited, UepEnded) and exited.stage == 0
         keeper.end()
+        assert keeper.record()["status"] == signal.SIGKILL
 
 
 def test_user_endpoint_that_is_ready_after_it_has_failed(alice: LocalAccount) -> None:
@@ -177,5 +176,5 @@ def test_user_endpoint_that_is_ready_after_it_has_failed(alice: LocalAccount) ->
         keeper.channel.send(CapsGranted())
         keeper.hear()
         failed = keeper.hear()
-        assert isinstance(failed, KeeperFailed) and (failed.stage, failed.code) == (StartStage.READY, "ENGINE_FAILED")
+        assert isinstance(failed, UepEnded) and (failed.stage, failed.code) == (StartStage.READY, "ENGINE_FAILED")
         keeper.end()

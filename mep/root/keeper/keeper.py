@@ -42,6 +42,7 @@ from mep.boundary.messages import (
     Spawned,
     StartDenied,
     StopUserEndpoint,
+    UepEnded,
 )
 from mep.boundary.resolved_config import Resolved
 from mep.boundary.runtime_files import start_ticks
@@ -352,10 +353,9 @@ class Keeper:
 
     def _give_up(self, ending: ProcessEnding) -> None:
         """Write the exit record, and tell the monitor."""
-        texts = {"public": clip(ending.public, MAX_PUBLIC), "detail": clip(ending.detail, MAX_TEXT)}
-        how = {"status": ending.status, "code": ending.code, **texts}
-        self._update(state=ENDED, ended_at=time.time(), **how)
-        self._link.send(ending.message(adopted=self._link.is_new))
+        code, public, detail = ending.code, clip(ending.public, MAX_PUBLIC), clip(ending.detail, MAX_TEXT)
+        self._update(state=ENDED, ended_at=time.time(), status=ending.status, code=code, public=public, detail=detail)
+        self._link.send(UepEnded(ending.stage or 0, ending.errno, code, public, detail))
 
     def _update(self, **changes: Any) -> None:
         """Update the record. A full disk must not end a user endpoint, so an error is only logged."""

@@ -20,13 +20,9 @@ from mep.boundary.channel import clip
 from mep.boundary.errors import Refusal, StartStage, public_text
 from mep.boundary.log import Log
 from mep.boundary.messages import (
-    MAX_TEXT,
     CheckAccount,
-    KeeperFailed,
-    Message,
     NoLongerAdmitted,
     StopUserEndpoint,
-    UepExited,
     UepReady,
 )
 from mep.root.keeper.account_recheck import AccountRecheck
@@ -83,7 +79,7 @@ _TOLD = frozenset({P.CANCELLING, P.STOPPING})
 
 @dataclass(frozen=True, slots=True)
 class ProcessEnding:
-    """How a start failed, or how a user endpoint ended that was ready. `stage` is None for the latter."""
+    """How a start failed at `stage`, or how a user endpoint ended that was ready (None)."""
 
     code: str
     public: str = ""
@@ -91,13 +87,6 @@ class ProcessEnding:
     status: int = 0
     stage: StartStage | None = None
     errno: int = 0
-
-    def message(self, *, adopted: bool) -> Message:
-        """Return the message for the monitor; to one that has adopted the keeper, every user endpoint has started."""
-        public, detail = clip(self.public, MAX_PUBLIC), clip(self.detail, MAX_TEXT)
-        if self.stage is None or adopted:
-            return UepExited(status=self.status, code=self.code, public=public, detail=detail)
-        return KeeperFailed(stage=self.stage, errno=self.errno, code=self.code, public=public, detail=detail)
 
 
 @dataclass(frozen=True, slots=True)

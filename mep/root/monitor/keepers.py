@@ -230,16 +230,15 @@ class Keepers(Part):
         self._status.changed()
         self.account_checked(endpoint.uep_id)
 
-    def failed(self, child: Child, message: m.KeeperFailed) -> None:
-        """Answer a start that failed."""
+    def ended(self, child: Child, message: m.UepEnded) -> None:
+        """Answer a start that failed, or report the end of a user endpoint whose start was answered."""
         endpoint = self._endpoints[child.uep_id]
+        if not endpoint.starts:
+            self._report_end(endpoint, message.code, message.public, message.detail)
+            return
         endpoint.take(UepEvent.REPORTED)
         stage = StartStage(message.stage).name if message.stage in set(StartStage) else str(message.stage)
         self._answer(endpoint, message.code, message.public, stage=stage, errno=message.errno, detail=message.detail)
-
-    def exited(self, child: Child, message: m.UepExited) -> None:
-        """Report the end of a user endpoint that was ready before."""
-        self._report_end(self._endpoints[child.uep_id], message.code, message.public, message.detail)
 
     def _report_end(self, endpoint: RunningEndpoint, code: str, public: str, detail: str) -> None:
         if endpoint.phase is UepPhase.ENDED:
