@@ -31,6 +31,7 @@ from relay.dispatch.payloads import Payloads
 from relay.dispatch.storage_quota import Quota
 from relay.link.base import Peer
 from relay.log import peer_log
+from relay.store.records import CHUNK_ROW_BYTES
 
 KEEP_S = 24 * 3600.0
 """How long an uploaded piece is kept that no task refers to: a client may have to wait for its relay."""
@@ -72,9 +73,9 @@ class DataPieces:
         if await self._payloads.digest_of(data) != digest:
             raise DataMismatch(digest=digest.hex())
         if self._live.store.piece(owner, digest) is None:
-            self._quota.check(owner, len(data))
+            self._quota.check(owner, len(data) + CHUNK_ROW_BYTES)
         if await self._payloads.keep_piece(owner, digest, data, time.time() + KEEP_S):
-            self._quota.added(owner, len(data))
+            self._quota.added(owner, len(data) + CHUNK_ROW_BYTES)
 
     async def keep(self, owner: str, digests: Sequence[bytes], keep_s: float = KEEP_S) -> dict[bytes, str]:
         """Return the names of the person's pieces among these, which are kept for so long at least. Raises

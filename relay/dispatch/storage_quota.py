@@ -1,5 +1,7 @@
 """Limits one person's stored data: the bytes of waiting tasks' arguments, of kept results, and of functions.
 
+A function, a chunk and each use of a piece of data count some bytes beyond their own, so that small ones are bounded.
+
 The store counts by task group and function; here the sum is remembered for a moment, so that a submission costs no sum
 over thousands of them. Called by the API for each submission, and for each new function.
 """

@@ -76,7 +76,7 @@ class Submissions:
         if self._live.draining:
             raise RelayUnavailable(reason="it takes no new tasks while its administrator drains it")
         account, tasks = submission.caller.account_id, submission.tasks
-        size = sum(len(task.payload) for task in tasks)
+        size = sum(task.counted for task in tasks)
         self._check_count(submission)
         self.quota.check(account, size)
         uep = await self._user_endpoint(submission)

@@ -14,6 +14,10 @@ from mep_wire.states import TaskState
 
 FUNCTION_ROW_BYTES = 1024
 """What a function counts beyond its bytes: its row, ids and index entries. This bounds the number of small ones too."""
+CHUNK_ROW_BYTES = 1024
+"""The same of a chunk: its row, name and file."""
+PIECE_USE_BYTES = 256
+"""The same for each piece of data that a task's arguments or its result refer to: a row with two index entries."""
 BUILT_IN_SCOPES = ("submit", "read", "manage_endpoints", "manage_tokens")
 """What a token may do that the administrator's command made without saying more."""
 
@@ -199,6 +203,11 @@ class NewTask(msgspec.Struct, frozen=True, kw_only=True):
     """The ids of the tasks that it waits for."""
     pieces: tuple[str, ...] = ()
     """The names of the chunks that hold its arguments by reference."""
+
+    @property
+    def counted(self) -> int:
+        """Bytes that it counts for its person's quota, until its arguments are removed."""
+        return len(self.payload) + PIECE_USE_BYTES * len(self.pieces)
 
 
 class Dependency(msgspec.Struct, frozen=True, kw_only=True):

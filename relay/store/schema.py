@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 
 from mep_wire.states import TaskState
+from relay.store.records import PIECE_USE_BYTES
 
 _END = int(TaskState.SUCCESS)
 
@@ -157,6 +158,11 @@ MIGRATIONS: tuple[str, ...] = (
     ALTER TABLE functions ADD COLUMN bytes INTEGER NOT NULL DEFAULT 0;
     UPDATE functions SET bytes = length(code) + length(body) + 1024;
     CREATE INDEX functions_owner ON functions (owner, bytes);
+    """,
+    f"""
+    UPDATE task_groups SET bytes = bytes + {PIECE_USE_BYTES} * (SELECT count(*) FROM tasks t
+        JOIN chunk_uses u ON u.row = t.row WHERE t.group_row = task_groups.group_row)
+    WHERE EXISTS (SELECT 1 FROM chunk_uses);
     """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""

@@ -31,6 +31,7 @@ from relay.store.base import Tx
 from relay.store.group_commit import LOCK_STEP_S, LOCK_WAIT_S, Commits, DirectWriter, Writer
 from relay.store.records import (
     FUNCTION_ROW_BYTES,
+    PIECE_USE_BYTES,
     Added,
     Caller,
     Completion,
@@ -552,7 +553,7 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         return Added(rows=rows, group=group, new=new, repeated=True)
 
     def _add_inputs(self, group: GroupRef, rows: Sequence[int], tasks: Sequence[NewTask]) -> None:
-        self._db.execute(sql.ADD_BYTES, (sum(len(task.payload) for task in tasks), group.row))
+        self._db.execute(sql.ADD_BYTES, (sum(task.counted for task in tasks), group.row))
         self._db.executemany(
             sql.ADD_INPUT,
             [
@@ -692,17 +693,21 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             rows.append(one.row)
             if one.digests:
-                self._use_in_result(one)
+                groups[found[0]] += PIECE_USE_BYTES * self._use_in_result(one)
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
         self._chunks_stored(endings)
         return Settled(groups=frozenset(groups), ended=len(rows), foreign=foreign, rows=rows)
 
-    def _use_in_result(self, ending: TaskEnding) -> None:
+    def _use_in_result(self, ending: TaskEnding) -> int:
+        """Return how many pieces the result keeps."""
+        used = 0
         (owner,) = self._db.execute(sql.OWNER_OF_TASK, (ending.row,)).fetchone()
         for digest in ending.digests:
             found = self._db.execute(sql.OWN_PIECE, (owner, digest)).fetchone()
             if found is not None:  # else it was not stored before, and the reader of the result is told
                 self._db.execute(sql.USE_CHUNK, (found[0], ending.row, 1))
+                used += 1
+        return used
 
     def end_queued(self, uep_row: int, ending: TaskEnding, limit: int) -> Settled:
         rows = self._db.execute(sql.QUEUED_ROWS, (uep_row, limit)).fetchall()

@@ -1,6 +1,6 @@
 """Every SQL statement of the SQLite store, by name, each with a line on its purpose.
 
-The only thing formatted into them is the numbers of states, from the tables of mep_wire.states.
+The only things formatted into them are the numbers of states, from the tables of mep_wire.states, and what rows count.
 """
 # ruff: noqa: S608 - see above
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from mep_wire.states import TASK_TRANSITIONS, TaskState
+from relay.store.records import CHUNK_ROW_BYTES, PIECE_USE_BYTES
 
 
 def _may_become(then: TaskState) -> str:
@@ -264,10 +265,12 @@ AWAITED = (
 DEPENDENT_ROWS = (
     f"SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row WHERE t.state < {_END}"
 )
+# What the pieces that a result's task needed, or has brought, count: the parenthesis is closed where it is used.
+_USES = f"{PIECE_USE_BYTES} * (SELECT count(*) FROM chunk_uses u WHERE u.row = r.row"
 # Results are stored in the order of their ends. The newest task and the newest result stay, so that their
 # numbers are never given again.
 OLDEST_RESULTS = (
-    "SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0), "
+    f"SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0) + {_USES}), "
     "r.chunk, coalesce(i.chunk, '') "
     "FROM results r LEFT JOIN inputs i ON i.row = r.row "
     "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) "
@@ -283,13 +286,14 @@ SWEEP = (
 SWEEP_RESULT = "DELETE FROM results WHERE seq = ?"
 ADD_BYTES = "UPDATE task_groups SET bytes = bytes + ? WHERE group_row = ?"
 ENDED_INPUTS = (
-    "SELECT r.seq, r.row, r.group_row, coalesce(length(i.payload), 0), coalesce(i.chunk, '') "
+    f"SELECT r.seq, r.row, r.group_row, coalesce(length(i.payload), 0) + {_USES} AND u.in_result = 0), "
+    "coalesce(i.chunk, '') "
     "FROM results r LEFT JOIN inputs i ON i.row = r.row WHERE r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 DROP_INPUT = "DELETE FROM inputs WHERE row = ?"
 STORED_BYTES = (
     "SELECT (SELECT coalesce(sum(bytes), 0) FROM task_groups WHERE owner = ?) + "
-    "(SELECT coalesce(sum(size), 0) FROM chunks WHERE owner = ?) + "
+    f"(SELECT coalesce(sum(size + {CHUNK_ROW_BYTES}), 0) FROM chunks WHERE owner = ?) + "
     "(SELECT coalesce(sum(bytes), 0) FROM functions WHERE owner = ?)"
 )
 # Results that their person has been sent, the oldest first: the columns are those of OLDEST_RESULTS.
@@ -436,7 +440,8 @@ QUEUES = (
 )
 STORAGE = (
     "SELECT owner, sum(bytes), sum(task_group) FROM (SELECT owner, bytes, 1 AS task_group FROM task_groups "
-    "UNION ALL SELECT owner, size, 0 FROM chunks UNION ALL SELECT owner, bytes, 0 FROM functions) s "
+    f"UNION ALL SELECT owner, size + {CHUNK_ROW_BYTES}, 0 FROM chunks "
+    "UNION ALL SELECT owner, bytes, 0 FROM functions) s "
     "GROUP BY owner ORDER BY 2 DESC, owner"
 )
 

@@ -18,6 +18,8 @@ from relay.store.chunks import NAME, ChunkDirectory, ChunkMissing, Chunks, Chunk
 from relay.store.maintenance import Database, SqliteDatabase
 from relay.store.postgres import PostgresStore
 from relay.store.postgres_maintenance import PostgresDatabase
+from relay.store.records import CHUNK_ROW_BYTES as ROW
+from relay.store.records import PIECE_USE_BYTES as USE
 from relay.store.records import FunctionRef, NewTask, TaskEnding
 from relay.store.s3_chunks import S3Chunks
 from relay.store.sqlite import SqliteStore
@@ -225,6 +227,44 @@ def _fresh_upload(store: SqliteStore | PostgresStore) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_each_use_of_a_piece_counts_until_it_is_over(kind: str, tmp_path: Path) -> None:
+    if kind == "sqlite":
+        _uses_count(SqliteStore(tmp_path / "relay.db"))
+        return
+    with postgres() as server, server.database() as url:
+        _uses_count(PostgresStore(url))
+
+
+def _uses_count(store: SqliteStore | PostgresStore) -> None:
+    def do(change: Callable[[Any], Any]) -> Any:
+        return store.submit(change).result(60)
+
+    digests = [hashlib.sha256(b"%d" % number).digest() for number in range(3)]
+    names = tuple(do(lambda tx, d=digest: tx.claim_chunk(new_name("a", d), "a", d, 1, 1.0))[0] for digest in digests)
+    for name in names:
+        do(lambda tx, name=name: tx.chunk_stored(name))
+    chunks = 3 * (1 + ROW)
+    assert store.stored_bytes("a") == chunks
+    function = FunctionRef(row=1, function_id="f", owner="a", public=False)
+    tasks = [NewTask(task_id=bytes([n]) * 16, function=function, payload=b"pp", pieces=names) for n in range(3)]
+    rows = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
+    assert store.stored_bytes("a") == chunks + 3 * (2 + 3 * USE)
+    ends = [
+        TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"r", digests=tuple(digests[:2]), stored_at=1.0)
+        for row in rows
+    ]
+    do(lambda tx: tx.record_endings(1, ends))
+    assert store.stored_bytes("a") == chunks + 3 * (2 + 3 * USE) + 3 * (1 + 2 * USE)
+    do(lambda tx: tx.drop_inputs(0, 2))
+    assert store.stored_bytes("a") == chunks + (2 + 3 * USE) + 3 * (1 + 2 * USE)
+    assert do(lambda tx: tx.sweep(2.0, 10)) == 2
+    assert dict((owner, size) for owner, size, _ in store.storage()) == {"a": chunks + (2 + 3 * USE) + (1 + 2 * USE)}
+    do(lambda tx: tx.drop_inputs(0, 10))
+    assert store.stored_bytes("a") == chunks + 1 + 2 * USE
+    store.close()
+
+
 def _records(store: SqliteStore | PostgresStore) -> None:
     digest = hashlib.sha256(b"data").digest()
     first, again, other = new_name("alice", digest), new_name("alice", digest), new_name("bob", digest)
@@ -235,7 +275,7 @@ def _records(store: SqliteStore | PostgresStore) -> None:
     assert claim(first, "alice", 1.0) == (first, False)
     assert claim(again, "alice", 2.0) == (first, False)
     assert claim(other, "bob", 3.0) == (other, False)
-    assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(again)) == (4, True, False)
+    assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(again)) == (4 + ROW, True, False)
     assert store.submit(lambda tx: tx.collect_chunks(2.0, 10)).result(60) == []
     assert store.submit(lambda tx: tx.collect_chunks(2.5, 10)).result(60) == [first]
     assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(other)) == (0, False, True)

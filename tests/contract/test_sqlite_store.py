@@ -12,7 +12,7 @@ import pytest
 from mep_wire.errors import IdConflict, RelayUnavailable
 from mep_wire.identity import Identity
 from relay.store import group_commit
-from relay.store.records import FUNCTION_ROW_BYTES, FunctionRecord
+from relay.store.records import FUNCTION_ROW_BYTES, PIECE_USE_BYTES, FunctionRecord
 from relay.store.schema import MIGRATIONS, StateTooNew
 from relay.store.sqlite import SqliteStore
 from relay.store.wal_checkpointer import WAL_BYTES
@@ -54,6 +54,20 @@ def test_user_endpoints_of_the_first_version_keep_the_account_that_their_id_was_
     uep = store.uep("u")
     assert uep is not None
     assert (uep.account_id, uep.made_of) == ("kept", "a")
+    store.close()
+
+
+def test_uses_of_pieces_that_an_earlier_version_did_not_count_are_counted(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "relay.db") as connection:
+        connection.executescript("".join(MIGRATIONS[:13]) + "PRAGMA user_version = 13;")
+        connection.execute("INSERT INTO task_groups (group_id, owner, bytes) VALUES ('g', 'a', 10), ('h', 'a', 1)")
+        connection.execute(
+            "INSERT INTO tasks (row, task_id, group_row, uep_row, function_row, state, submitted_at) "
+            "VALUES (1, x'01', 1, 1, 1, 0, 1.0), (2, x'02', 2, 1, 1, 0, 1.0)"
+        )
+        connection.execute("INSERT INTO chunk_uses VALUES ('c', 1, 0), ('c', 1, 1), ('d', 1, 0)")
+    store = SqliteStore(tmp_path / "relay.db")
+    assert store.stored_bytes("a") == 10 + 3 * PIECE_USE_BYTES + 1
     store.close()
 
 
