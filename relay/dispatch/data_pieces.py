@@ -3,7 +3,8 @@
 A piece belongs to one person, and the same bytes of one person are one chunk (`relay.dispatch.payloads`). To know a
 digest gives nothing. A person reads their own pieces alone. A user endpoint, known by the key of its link, reads the
 pieces that its own unfinished tasks need: those of their arguments, and of the results that they are sent with. It
-reads nothing else of its person's, and can add pieces for results.
+reads nothing else of its person's, and can add pieces for results. A result can refer to what its user endpoint has sent
+and its task was given: else one could name another site's piece, and read it as an argument of a task that waits.
 Uploads are kept for KEEP_S without a task, and payloads.KEEP_S after their last one. Called by the API and by the
 dispatcher, in the event loop's thread.
 """
@@ -63,8 +64,9 @@ class DataPieces:
 
     # --- for people -------------------------------------------------------------------------------
 
-    async def store(self, owner: str, digest: bytes, data: bytes) -> None:
-        """Store a piece; one that is there already is kept on. Raises DataNotOffered, PayloadTooLarge, DataMismatch,
+    async def store(self, owner: str, digest: bytes, data: bytes, uep_row: int | None = None) -> None:
+        """Store a piece, from the person or (`uep_row`) one of their user endpoints; one that is there already is kept
+        on. Raises DataNotOffered, PayloadTooLarge, DataMismatch,
         StorageFull, RelayUnavailable."""
         if not self.most_bytes:
             raise DataNotOffered
@@ -74,7 +76,7 @@ class DataPieces:
             raise DataMismatch(digest=digest.hex())
         if self._live.store.piece(owner, digest) is None:
             self._quota.check(owner, len(data) + CHUNK_ROW_BYTES)
-        if await self._payloads.keep_piece(owner, digest, data, time.time() + KEEP_S):
+        if await self._payloads.keep_piece(owner, digest, data, time.time() + KEEP_S, uep_row):
             self._quota.added(owner, len(data) + CHUNK_ROW_BYTES)
 
     async def keep(self, owner: str, digests: Sequence[bytes], keep_s: float = KEEP_S) -> dict[bytes, str]:
@@ -141,7 +143,7 @@ class DataPieces:
     async def _take(self, uep: Uep, peer: Peer, message: messages.StorePiece) -> None:
         code = text = ""
         try:
-            await self.store(uep.record.account_id, message.digest, message.data)
+            await self.store(uep.record.account_id, message.digest, message.data, uep.row)
         except MepError as error:
             self._log("a piece of a result cannot be stored", uep, error)
             code, text = error.code, error.text

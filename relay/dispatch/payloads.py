@@ -60,13 +60,19 @@ class Payloads:
         """Return the SHA-256 of some bytes."""
         return await self._run(lambda: hashlib.sha256(data).digest())
 
-    async def keep_piece(self, owner: str, digest: bytes, data: bytes, until: float) -> bool:
+    async def keep_piece(self, owner: str, digest: bytes, data: bytes, until: float, uep_row: int | None) -> bool:
         """Store a piece of data by reference, whose SHA-256 was checked; nothing collects it before `until`. Return
-        whether it is new. Raises RelayUnavailable."""
+        whether it is new. `uep_row`: the user endpoint that has sent it, None for the person. Raises
+        RelayUnavailable."""
         wanted = new_name(owner, digest)
-        name, stored = await durable(
-            self._store.submit(lambda tx: tx.claim_chunk(wanted, owner, digest, len(data), until))
-        )
+
+        def claim(tx: Tx) -> tuple[str, bool]:
+            name, stored = tx.claim_chunk(wanted, owner, digest, len(data), until)
+            if uep_row is not None:
+                tx.piece_came(uep_row, name)
+            return name, stored
+
+        name, stored = await durable(self._store.submit(claim))
         if not stored:
             await self._run(lambda: self._storage.put(name, data))
             await durable(self._store.submit(lambda tx: tx.chunk_stored(name)))

@@ -274,6 +274,9 @@ class SweepTx(Protocol):
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
         """Forget up to `limit` chunks that nothing refers to and that were claimed before this time; return them."""
 
+    def piece_came(self, uep_row: int, name: str) -> None:
+        """This user endpoint has sent the bytes of this chunk, so that its results may refer to it."""
+
     def chunk_stored(self, name: str) -> None:
         """The bytes of a claimed chunk are stored."""
 

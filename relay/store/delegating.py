@@ -256,6 +256,9 @@ class DelegatingTx:
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
         return self._tx.collect_chunks(touched_before, limit)
 
+    def piece_came(self, uep_row: int, name: str) -> None:
+        self._tx.piece_came(uep_row, name)
+
     def chunk_stored(self, name: str) -> None:
         self._tx.chunk_stored(name)
 

@@ -164,6 +164,14 @@ MIGRATIONS: tuple[str, ...] = (
         JOIN chunk_uses u ON u.row = t.row WHERE t.group_row = task_groups.group_row)
     WHERE EXISTS (SELECT 1 FROM chunk_uses);
     """,
+    """
+    CREATE TABLE piece_sources (
+        uep_row INTEGER NOT NULL, chunk TEXT NOT NULL, PRIMARY KEY (uep_row, chunk)
+    ) WITHOUT ROWID;
+    CREATE INDEX piece_sources_chunk ON piece_sources (chunk);
+    INSERT INTO piece_sources SELECT u.uep_row, c.name FROM chunks c JOIN ueps u ON u.account_id = c.owner
+        WHERE c.stored = 1 AND c.touched_at > CAST(strftime('%s', 'now') AS REAL) AND u.link_key IS NOT NULL;
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -409,7 +409,7 @@ class _SweepTx(_Part):
     def sweep_ueps(self, seen_before: float, keep: Collection[int], limit: int) -> int:
         found = self._db.execute(sql.UNSEEN_UEPS, (seen_before,)).fetchmany(limit + len(keep))
         rows = [row for (row,) in found if row not in keep][:limit]
-        for statement in (sql.DROP_ALL_JOINS, sql.DROP_UEP):
+        for statement in (sql.DROP_ALL_JOINS, sql.DROP_SOURCES, sql.DROP_UEP):
             self._db.executemany(statement, [(row,) for row in rows])
         return len(rows)
 
@@ -437,8 +437,12 @@ class _SweepTx(_Part):
 
     def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
         names = [row[0] for row in self._db.execute(sql.COLLECT_CHUNKS, (touched_before, limit)).fetchall()]
-        self._db.executemany(sql.FORGET_USES, [(name,) for name in names])
+        for statement in (sql.FORGET_USES, sql.FORGET_SOURCES):
+            self._db.executemany(statement, [(name,) for name in names])
         return names
+
+    def piece_came(self, uep_row: int, name: str) -> None:
+        self._db.execute(sql.ADD_SOURCE, (uep_row, name))
 
     def chunk_stored(self, name: str) -> None:
         self._db.execute(sql.CHUNK_STORED, (name,))
@@ -693,17 +697,18 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             execute(sql.END_TASK, (int(one.state), seq, one.started_at, one.ended_at, one.row))
             rows.append(one.row)
             if one.digests:
-                groups[found[0]] += PIECE_USE_BYTES * self._use_in_result(one)
+                groups[found[0]] += PIECE_USE_BYTES * self._use_in_result(uep_row, one)
         self._db.executemany(sql.ADD_BYTES, [(size, group) for group, size in groups.items() if size])
         self._chunks_stored(endings)
         return Settled(groups=frozenset(groups), ended=len(rows), foreign=foreign, rows=rows)
 
-    def _use_in_result(self, ending: TaskEnding) -> int:
+    def _use_in_result(self, uep_row: int, ending: TaskEnding) -> int:
         """Return how many pieces the result keeps."""
         used = 0
         (owner,) = self._db.execute(sql.OWNER_OF_TASK, (ending.row,)).fetchone()
         for digest in ending.digests:
-            found = self._db.execute(sql.OWN_PIECE, (owner, digest)).fetchone()
+            row = ending.row
+            found = self._db.execute(sql.RESULT_PIECE, (owner, digest, uep_row, row, row)).fetchone()
             if found is not None:  # else it was not stored before, and the reader of the result is told
                 self._db.execute(sql.USE_CHUNK, (found[0], ending.row, 1))
                 used += 1

@@ -326,6 +326,19 @@ OWN_PIECE = "SELECT name FROM chunks WHERE owner = ? AND digest = ? AND stored =
 KEEP_PIECE = (
     "UPDATE chunks SET touched_at = max(touched_at, ?) WHERE owner = ? AND digest = ? AND stored = 1 RETURNING name"
 )
+# A user endpoint has sent this piece. Its results may refer to it, until it is collected or the user endpoint removed.
+ADD_SOURCE = "INSERT INTO piece_sources (uep_row, chunk) VALUES (?, ?) ON CONFLICT DO NOTHING"
+FORGET_SOURCES = "DELETE FROM piece_sources WHERE chunk = ?"
+DROP_SOURCES = "DELETE FROM piece_sources WHERE uep_row = ?"
+# A piece that a task's result may refer to: its user endpoint has sent it, or the task was given it, with its arguments
+# or with the results of others. To know the digest of another piece of the same person gives no right to it.
+RESULT_PIECE = (
+    "SELECT c.name FROM chunks c WHERE c.owner = ? AND c.digest = ? AND c.stored = 1 AND ("
+    "EXISTS (SELECT 1 FROM piece_sources s WHERE s.uep_row = ? AND s.chunk = c.name) "
+    "OR EXISTS (SELECT 1 FROM chunk_uses u WHERE u.chunk = c.name AND u.row = ? AND u.in_result = 0) "
+    "OR EXISTS (SELECT 1 FROM dependencies d JOIN chunk_uses u ON u.row = d.on_row AND u.in_result = 1 "
+    "AND u.chunk = c.name WHERE d.row = ?))"
+)
 OWNER_OF_TASK = "SELECT g.owner FROM tasks t JOIN task_groups g ON g.group_row = t.group_row WHERE t.row = ?"
 USE_CHUNK = "INSERT INTO chunk_uses (chunk, row, in_result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 HAS_USES = "SELECT EXISTS (SELECT 1 FROM chunk_uses)"

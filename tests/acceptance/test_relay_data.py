@@ -177,6 +177,41 @@ def test_a_result_by_reference_is_read_by_its_person(relay: RelayProcess) -> Non
     assert got(bob, digest)[0] == 404
 
 
+def test_a_result_gives_no_piece_that_its_site_does_not_have(
+    relay: RelayProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was taken over knows the digest of data for another site, say from a log."""
+    monkeypatch.setattr(FakeUep, "takes_inputs", True)
+    alice = Person(relay, "alice")
+    function, secret, given, own = alice.function(), b"for another site" * 100, DATA, b"of the result"
+    put(alice, secret)
+    put(alice, given)
+    here, there = FakeManager(relay, alice.token).hello(), FakeManager(relay, alice.token).hello()
+    submit(alice, there, function, [digest_of(secret)])
+    first = submit(alice, here, function, [digest_of(given)])
+    task_id = str(uuid7())
+    ids = {function: [task_id]}
+    alice.submit(here.endpoint_id, function, ["p"], task_ids=ids, depends_on={task_id: [first]})
+    uep = here.start()
+    uep.credit(10)
+    (task,) = uep.take(1)
+    uep.send(messages.StorePiece(digest=bytes.fromhex(digest_of(own)), data=own))
+    assert not uep.expect(messages.PieceStored).code
+    named = tuple(bytes.fromhex(digest_of(data)) for data in (secret, given, own))
+    item = messages.ResultItem(task.row, task.task_id, "", "", b"frame", 1.0, 2.0, pieces=named)
+    uep.send(messages.Results(items=[item]))
+    uep.expect(messages.ResultsDurable)
+    (after,) = uep.take(1)
+    assert after.task_id == task_id
+    assert [piece.code for piece in ask(uep, digest_of(secret))] == ["DATA_NOT_FOUND"]
+    assert [piece.data for data in (given, own) for piece in ask(uep, digest_of(data))] == [given, own]
+    again = tuple(bytes.fromhex(digest_of(data)) for data in (given, own))  # the second task was given them
+    item = messages.ResultItem(after.row, after.task_id, "", "", b"frame", 1.0, 2.0, pieces=again)
+    uep.send(messages.Results(items=[item]))
+    uep.expect(messages.ResultsDurable)
+    assert got(alice, digest_of(secret)) == (200, secret)
+
+
 def test_too_many_pieces_under_way_cut_the_link(relay: RelayProcess) -> None:
     alice = Person(relay, "alice")
     put(alice, DATA)
@@ -249,8 +284,8 @@ def test_a_piece_goes_with_the_last_task_that_needs_it(tmp_path: Path, monkeypat
 
     async def scene() -> None:
         keeper = Payloads(store, chunks, 10)
-        assert await keeper.keep_piece("alice", digest, DATA, 1.0)
-        assert not await keeper.keep_piece("alice", digest, DATA, 1.0)
+        assert await keeper.keep_piece("alice", digest, DATA, 1.0, None)
+        assert not await keeper.keep_piece("alice", digest, DATA, 1.0, None)
         use(7, in_result=True)
         assert await keeper.collect() == 0
         store.submit(lambda tx: tx._db.execute("DELETE FROM chunk_uses")).result(60)  # type: ignore[attr-defined]

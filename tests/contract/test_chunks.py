@@ -167,6 +167,7 @@ def _pieces_left(store: SqliteStore | PostgresStore, database: Database) -> None
     names = [do(lambda tx, d=digest: tx.claim_chunk(new_name("a", d), "a", d, 4, 1.0))[0] for digest in digests]
     for name in names:
         do(lambda tx, name=name: tx.chunk_stored(name))
+        do(lambda tx, name=name: tx.piece_came(1, name))
     function = FunctionRef(row=1, function_id="f", owner="a", public=False)
     tasks = [NewTask(task_id=bytes([n]) * 16, function=function, payload=b"", pieces=(names[0],)) for n in range(2)]
     rows = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
@@ -244,6 +245,7 @@ def _uses_count(store: SqliteStore | PostgresStore) -> None:
     names = tuple(do(lambda tx, d=digest: tx.claim_chunk(new_name("a", d), "a", d, 1, 1.0))[0] for digest in digests)
     for name in names:
         do(lambda tx, name=name: tx.chunk_stored(name))
+        do(lambda tx, name=name: tx.piece_came(1, name))
     chunks = 3 * (1 + ROW)
     assert store.stored_bytes("a") == chunks
     function = FunctionRef(row=1, function_id="f", owner="a", public=False)
@@ -262,6 +264,52 @@ def _uses_count(store: SqliteStore | PostgresStore) -> None:
     assert dict((owner, size) for owner, size, _ in store.storage()) == {"a": chunks + (2 + 3 * USE) + (1 + 2 * USE)}
     do(lambda tx: tx.drop_inputs(0, 10))
     assert store.stored_bytes("a") == chunks + 1 + 2 * USE
+    store.close()
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgres"])
+def test_a_result_keeps_what_its_user_endpoint_has_sent_or_its_task_was_given(kind: str, tmp_path: Path) -> None:
+    if kind == "sqlite":
+        _sources(SqliteStore(tmp_path / "relay.db"))
+        return
+    with postgres() as server, server.database() as url:
+        _sources(PostgresStore(url))
+
+
+def _sources(store: SqliteStore | PostgresStore) -> None:
+    def do(change: Callable[[Any], Any]) -> Any:
+        return store.submit(change).result(60)
+
+    def kept_by(row: int) -> list[str]:
+        found = do(
+            lambda tx: tx._db.execute(
+                "SELECT chunk FROM chunk_uses WHERE row = ? AND in_result = 1", (row,)
+            ).fetchall()
+        )
+        return sorted(name for (name,) in found)
+
+    digests = {who: hashlib.sha256(who.encode()).digest() for who in ("sent", "given", "other", "foreign")}
+    names = {who: new_name("a", digest) for who, digest in digests.items()}
+    for who, name in names.items():
+        do(lambda tx, name=name, who=who: tx.claim_chunk(name, "a", digests[who], 1, 1.0))
+        do(lambda tx, name=name: tx.chunk_stored(name))
+    do(lambda tx: tx.piece_came(1, names["sent"]))
+    do(lambda tx: tx.piece_came(1, names["sent"]))
+    do(lambda tx: tx.piece_came(2, names["other"]))
+    function = FunctionRef(row=1, function_id="f", owner="a", public=False)
+    tasks = [
+        NewTask(task_id=b"1" * 16, function=function, payload=b"", pieces=(names["given"],)),
+        NewTask(task_id=b"2" * 16, function=function, payload=b""),
+    ]
+    first, second = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
+    do(lambda tx: tx.hold(second, [first]))
+    for row in (first, second):
+        ending = TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"", digests=tuple(digests.values()))
+        do(lambda tx, ending=ending: tx.record_endings(1, [ending]))
+    assert kept_by(first) == kept_by(second) == sorted([names["sent"], names["given"]])
+    do(lambda tx: tx._db.execute("DELETE FROM chunk_uses"))
+    do(lambda tx: tx.collect_chunks(2.0, 10))
+    assert do(lambda tx: tx._db.execute("SELECT count(*) FROM piece_sources").fetchone())[0] == 0
     store.close()
 
 
