@@ -25,8 +25,11 @@ from mep_wire.errors import (
     LinkMessageInvalid,
     MepError,
     PayloadTooLarge,
+    RelayUnavailable,
+    StorageFull,
 )
 from mep_wire.limits import DATA_PIECE_BYTES, MAX_PIECES_WANTED
+from mep_wire.waits import Wait
 from relay.dispatch.live_state import LiveState, Uep, durable
 from relay.dispatch.payloads import Payloads
 from relay.dispatch.storage_quota import Quota
@@ -36,6 +39,10 @@ from relay.store.records import CHUNK_ROW_BYTES
 
 KEEP_S = 24 * 3600.0
 """How long an uploaded piece is kept that no task refers to: a client may have to wait for its relay."""
+FULL_S = 300.0
+"""How long a user endpoint waits for the answer to a piece that its person's quota has no room for."""
+LOOK_S = 5.0
+WAITS_FOR_ROOM = "A result waits at the site until you have room for it here, and it may be that of this task. {reason}"
 _DIGEST_BYTES = 32
 _AT_ONCE = 16
 """Pieces that are read for user endpoints at a time. Those of a link that takes nothing just now do not count."""
@@ -142,15 +149,37 @@ class DataPieces:
 
     async def _take(self, uep: Uep, peer: Peer, message: messages.StorePiece) -> None:
         code = text = ""
+        digest, size = message.digest, len(message.data)
         try:
-            await self.store(uep.record.account_id, message.digest, message.data, uep.row)
+            await self.store(uep.record.account_id, digest, message.data, uep.row)
+            uep.no_room = None
+        except StorageFull as error:
+            del message  # its bytes come again
+            code, text = RelayUnavailable.code, error.text
+            self._has_no_room(uep, error)
+            await self._room(uep, peer, size + CHUNK_ROW_BYTES)
         except MepError as error:
             self._log("a piece of a result cannot be stored", uep, error)
             code, text = error.code, error.text
         finally:
             self._end(peer)
         if uep.peer is peer:
-            self._live.link_.send(peer, codec.encode(messages.PieceStored(digest=message.digest, code=code, text=text)))
+            self._live.link_.send(peer, codec.encode(messages.PieceStored(digest=digest, code=code, text=text)))
+
+    def _has_no_room(self, uep: Uep, error: StorageFull) -> None:
+        """Say why a result waits at its site, which keeps it: the task has run, and must not fail for its quota."""
+        if uep.no_room is None:
+            self._log("a result waits for its person's quota", uep, error)
+            self._live.tell(uep, "WARNING", f"a result waits there: code={error.code} {error.text}")
+        since = time.time() if uep.no_room is None else uep.no_room.since
+        uep.no_room = Wait(error.code, WAITS_FOR_ROOM.format(reason=error.text), since)
+
+    async def _room(self, uep: Uep, peer: Peer, size: int) -> None:
+        """Wait until there may be room, or for FULL_S: a user endpoint sends a piece again soon after the answer."""
+        for _ in range(round(FULL_S / LOOK_S)):
+            await asyncio.sleep(LOOK_S)
+            if uep.peer is not peer or self._quota.has_room(uep.record.account_id, size):
+                return
 
     def _begin(self, uep: Uep) -> Peer:
         """Count a piece under way. Raises LinkMessageInvalid for too many: they are held in memory."""

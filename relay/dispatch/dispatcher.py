@@ -272,8 +272,8 @@ class Dispatcher:
             uep = self.live.by_row.get(uep_row)
             away = await self.delivery.cancel(uep_row, rows, ask=uep is not None and uep.peer is not None)
             ask = codec.encode(messages.CancelTasks(rows=away))
-            if away and not (uep is not None and uep.peer is not None and self._plane.send(uep.peer, ask)):
-                # It is away: the tasks end here and now, and it hears of it when it is back.
+            if away and not (uep is not None and uep.peer is not None and self._plane.send(uep.peer, ask) and not uep.no_room):
+                # It is away, or has results that cannot come: the tasks end here and now, and it hears of it.
                 away = await self.delivery.cancel(uep_row, away, ask=False)
             asked.update(away)  # if its link dies before it hears of it, its next hello brings it up again
         return asked
@@ -357,6 +357,9 @@ class Dispatcher:
         """Return why a task of this user endpoint waits in `state`, as far as its person needs to know."""
         if state is TaskState.QUEUED and (held := self.delivery.dependents.why_held(row)) is not None:
             return held
+        uep = self.live.by_row.get(uep_row)
+        if uep is not None and uep.no_room is not None and state in (TaskState.DISPATCHED, TaskState.RUNNING):
+            return uep.no_room
         waits = state in (TaskState.QUEUED, TaskState.DISPATCHED)
         return self.starts.why_waiting(uep_row, state) if waits else None
 

@@ -104,6 +104,8 @@ class Uep(LinkSession):
     trouble: StartTrouble = field(default_factory=StartTrouble)
     engine_trouble: Wait | None = None
     """What keeps its engine from beginning tasks, as its process has said last."""
+    no_room: Wait | None = None
+    """Why a piece of a result of its was not taken: its person's quota is full."""
     settled: bytes = b""
     """The link key of the process that told last which tasks it holds. What it lacks next time has crossed a cut."""
     last_code: str = ""
@@ -145,7 +147,7 @@ class Uep(LinkSession):
         """Forget the link, and the state that belonged to it."""
         if self.peer is not None:
             self.peer.session = None
-        self.peer, self.credit, self.engine_trouble = None, 0, None
+        self.peer, self.credit, self.engine_trouble, self.no_room = None, 0, None, None
         self.functions_sent.clear()
 
     def set_process(self, link_key: bytes, incarnation: bytes) -> None:

@@ -28,17 +28,25 @@ class Quota:
 
     def check(self, account_id: str, more: int) -> None:
         """Raises StorageFull where `more` bytes would be too many for this person."""
-        if not self._most:
+        if self.has_room(account_id, more):
             return
-        now = self._clock()
-        size, at = self._known.get(account_id, (0, float("-inf")))
-        if now - at > REFRESH_S or size + more > self._most:
-            if len(self._known) > _MOST_REMEMBERED:
-                self._known.clear()
-            size, at = self._store.stored_bytes(account_id), now
-            self._known[account_id] = size, at
+        size = self._size(account_id, float("inf"))
         if size + more > self._most:
             raise StorageFull(size=_in_mb(size), limit=_in_mb(self._most))
+
+    def has_room(self, account_id: str, more: int) -> bool:
+        """Return the same for one of many who wait for room: the store is asked for all of a person's at once."""
+        return not self._most or self._size(account_id, self._clock() - REFRESH_S) + more <= self._most
+
+    def _size(self, account_id: str, since: float) -> int:
+        """Return a person's bytes, as they were then or later; for infinity, as they are."""
+        size, at = self._known.get(account_id, (0, float("-inf")))
+        if at < since:
+            if len(self._known) > _MOST_REMEMBERED:
+                self._known.clear()
+            size = self._store.stored_bytes(account_id)
+            self._known[account_id] = size, self._clock()
+        return size
 
     def added(self, account_id: str, more: int) -> None:
         """So many bytes were stored for this person."""

@@ -129,12 +129,42 @@ def test_pieces_count_for_the_quota(relay: RelayProcess) -> None:
     status, answer = put(alice, os.urandom(600_000))
     assert (status, answer["code"]) == (429, "STORAGE_FULL")
     assert stored(relay) == [600_000]
-    lab = FakeManager(relay, alice.token).hello()
-    submit(alice, lab, alice.function(), [])
+
+
+def test_a_result_waits_at_its_site_until_its_person_has_room(relay: RelayProcess) -> None:
+    alice = Person(relay, "alice")  # has 1 MB
+    assert put(alice, os.urandom(600_000))[0] == 200
+    lab, function = FakeManager(relay, alice.token).hello(), alice.function()
+    task_id, other = submit(alice, lab, function, []), submit(alice, lab, function, [])
     uep = lab.start()
+    uep.credit(2)
+    task, running = uep.take(2)
     data = os.urandom(600_000)
-    uep.send(messages.StorePiece(digest=hashlib.sha256(data).digest(), data=data))
-    assert uep.expect(messages.PieceStored).code == "STORAGE_FULL"
+    piece = messages.StorePiece(digest=hashlib.sha256(data).digest(), data=data)
+    uep.send(piece)
+    until("the reason", lambda: alice.task(task_id).get("code") == "STORAGE_FULL")
+    told = alice.task(task_id)
+    assert told["status"] != "failed"
+    assert told["reason"].startswith("A result waits at the site")
+    assert "0.6 MB here, of 1.0 MB" in told["reason"]
+
+    alice.ok("POST", "/v3/tasks/cancel", {"task_ids": [other]})
+    assert alice.task(other)["status"] == "cancelled"  # which may be the one of the result
+    assert uep.expect(messages.CancelTasks).rows == [running.row]
+
+    relay.kill()
+    (relay.state / "mep-relay.toml").write_text("max_stored_gb = 0.002\nmax_data_mb = 64\n")
+    relay.start()
+    uep.connect()
+    uep.hello([task.row])
+    uep.send(piece)
+    assert not uep.expect(messages.PieceStored).code
+    item = messages.ResultItem(task.row, task.task_id, "", "", b"frame", 1.0, 2.0, pieces=(piece.digest,))
+    uep.send(messages.Results(items=[item]))
+    uep.expect(messages.ResultsDurable)
+    assert alice.task(task_id)["status"] == "success"
+    assert got(alice, digest_of(data)) == (200, data)
+
 
 
 def test_a_user_endpoint_reads_what_its_own_unfinished_tasks_need(relay: RelayProcess) -> None:

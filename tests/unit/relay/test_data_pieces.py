@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from mep_wire import codec, messages
-from mep_wire.errors import BodyInvalid, LinkMessageInvalid
+from mep_wire.errors import BodyInvalid, LinkMessageInvalid, StorageFull
 from mep_wire.limits import MAX_PIECES, MAX_PIECES_WANTED
 from relay.api import data
 from relay.dispatch import data_pieces, payloads
@@ -32,9 +32,35 @@ class Site:
         self.unread: set[bytes] = set()
         self.sent: list[tuple[bytes, messages.ToUep]] = []
         self.reading = self.most_reading = 0
-        live = SimpleNamespace(store=self, link_=self, run=self.run)
-        payloads = SimpleNamespace(takes_pieces=True, fetch=self.fetch)
-        self.pieces = DataPieces(cast("Any", live), cast("Any", payloads), cast("Any", None), 1 << 30)
+        self.room = True
+        live = SimpleNamespace(store=self, link_=self, run=self.run, tell=lambda *_: None)
+        payloads = SimpleNamespace(
+            takes_pieces=True, fetch=self.fetch, digest_of=self.digest_of, keep_piece=self.keep_piece
+        )
+        self.pieces = DataPieces(cast("Any", live), cast("Any", payloads), cast("Any", self), 1 << 30)
+
+    def check(self, owner: str, more: int) -> None:
+        if not self.room:
+            raise StorageFull(size="1.0", limit="2.0")
+
+    def has_room(self, owner: str, more: int) -> bool:
+        return self.room
+
+    def added(self, owner: str, more: int) -> None:
+        """It is not counted here."""
+
+    def piece(self, owner: str, digest: bytes) -> None:
+        """None is here yet."""
+
+    async def digest_of(self, data: bytes) -> bytes:
+        return hashlib.sha256(data).digest() if data != b"data" else b"d" * 32
+
+    async def keep_piece(self, *_: object) -> bool:
+        return True
+
+    @property
+    def stored(self) -> list[tuple[bytes, messages.PieceStored]]:
+        return [(key, told) for key, told in self.sent if isinstance(told, messages.PieceStored)]
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.get_running_loop().create_task(work))
@@ -58,7 +84,8 @@ class Site:
 
     def uep(self, number: int) -> Uep:
         peer = Peer(key=bytes([number]) * 32, address=b"", last_seen=0.0)
-        return cast("Uep", SimpleNamespace(peer=peer, row=number, record=SimpleNamespace(account_id="a", uep_id="u")))
+        record = SimpleNamespace(account_id="a", uep_id="u")
+        return cast("Uep", SimpleNamespace(peer=peer, row=number, record=record, no_room=None))
 
     def want(self, uep: Uep, count: int) -> None:
         self.pieces.send(uep, messages.WantPieces(digests=[bytes([each]) * 32 for each in range(count)]))
@@ -149,3 +176,44 @@ def test_a_submission_names_so_many_pieces(pieces: dict[str, list[str]], said: s
     service = SimpleNamespace(dispatcher=SimpleNamespace(data=SimpleNamespace(names=names)))
     with pytest.raises(BodyInvalid, match=said):
         asyncio.run(data.names(cast("Any", service), "alice", pieces))
+
+
+def test_a_piece_that_finds_no_room_is_sent_again_once_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its bytes do not wait here: its site keeps the result."""
+    monkeypatch.setattr(data_pieces, "LOOK_S", 0.0001)
+    data = b"of a result"
+    piece = messages.StorePiece(digest=hashlib.sha256(data).digest(), data=data)
+
+    async def scene() -> None:
+        site = Site()
+        site.room = False
+        uep = site.uep(1)
+        site.pieces.take(uep, piece)
+        async with asyncio.timeout(60):
+            while uep.no_room is None:
+                await asyncio.sleep(0)
+        assert (uep.no_room.code, "1.0 MB here, of 2.0 MB" in uep.no_room.text) == ("STORAGE_FULL", True)
+        assert not site.sent
+        site.room = True
+        await asyncio.gather(*site.tasks)
+        assert [(told.code, told.digest) for _, told in site.stored] == [("RELAY_UNAVAILABLE", piece.digest)]
+        site.pieces.take(uep, piece)
+        await asyncio.gather(*site.tasks)
+        assert [told.code for _, told in site.stored] == ["RELAY_UNAVAILABLE", ""]
+        assert uep.no_room is None
+
+    asyncio.run(scene())
+
+
+def test_a_user_endpoint_is_answered_though_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_pieces, "LOOK_S", 0.0001)
+    monkeypatch.setattr(data_pieces, "FULL_S", 0.001)
+
+    async def scene() -> None:
+        site = Site()
+        site.room = False
+        site.pieces.take(site.uep(1), messages.StorePiece(digest=b"d" * 32, data=b"data"))
+        await asyncio.gather(*site.tasks)
+        assert [told.code for _, told in site.stored] == ["RELAY_UNAVAILABLE"]
+
+    asyncio.run(scene())
