@@ -378,7 +378,9 @@ async def _status(service: ApiContext, action: _Action, caller: Caller) -> Actio
     failed = gone or any(one.state is not TaskState.SUCCESS for one in ended)
     state = "ACTIVE" if active else "FAILED" if failed else "SUCCEEDED"
     last = max((one.ended_at for one in ended), default=0.0) or action.start_time
-    refused = tasks.refused_endpoints(service, caller, found) if caller.account_id == action.account_id else {}
+    owner = Caller(account_id=action.account_id, identity_id=action.identity_id)
+    others = None if caller.account_id == action.account_id else owner
+    refused = {} if others and "admin" in caller.scopes else tasks.refused_endpoints(service, caller, found, others)
     return ActionStatus(
         action_id=action.action_id,
         status=state,

@@ -367,12 +367,18 @@ async def batch_status(service: ApiContext, request: Request) -> BatchStatusAnsw
     return BatchStatusAnswer(results=results, missing=missing, withheld=withheld)
 
 
-def refused_endpoints(service: ApiContext, caller: Caller, tasks: Iterable[TaskBrief]) -> dict[str, MepError]:
-    """Return those of the tasks' endpoints that give the person no results any more, each with the reason."""
+def refused_endpoints(
+    service: ApiContext, caller: Caller, tasks: Iterable[TaskBrief], owner: Caller | None = None
+) -> dict[str, MepError]:
+    """Return those of the tasks' endpoints that give the person no results any more, each with the reason. `owner`: of
+    the tasks, where that is another person, who lets the caller have the results."""
     refused: dict[str, MepError] = {}
     for endpoint_id in {service.access.endpoint_of_uep(task.uep_row) for task in tasks if task.state.is_terminal}:
         try:
-            service.access.check_reads(endpoint_id, caller)
+            if owner is None:
+                service.access.check_reads(endpoint_id, caller)
+            else:
+                service.access.check_shown(endpoint_id, owner, caller)
         except MepError as error:
             refused[endpoint_id] = error
     return refused

@@ -204,9 +204,25 @@ class Access:
         if endpoint is None or endpoint.deleted_at:
             return
         self._check_shared(endpoint, caller, self.of_endpoint(endpoint_id))
+        self._check_policies(endpoint, caller)
+
+    def check_shown(self, endpoint_id: str, owner: Caller, reader: Caller) -> None:
+        """Check that the people whom an action's owner names may have its results from an endpoint: it admits the owner
+        still, and its policies admit the reader, whose own login it is. The reader needs no right to submit there.
+        Groups of a provider's count for the owner until the next login, which the relay does not see here. Raises what
+        `check_reads` raises."""
+        endpoint = self._store.endpoint(endpoint_id)
+        if endpoint is None or endpoint.deleted_at:
+            return
+        access = self.of_endpoint(endpoint_id)
+        if not any(":" in group for group in access.groups or ()):
+            self._check_shared(endpoint, owner, access)
+        self._check_policies(endpoint, reader)
+
+    def _check_policies(self, endpoint: EndpointRecord, reader: Caller) -> None:
         policies = [endpoint.policy, template_policy(endpoint.user_config_schema)]
         if any(policies):
-            self._policies.enforce(policies, caller, f"endpoint {endpoint_id}", age=endpoint.high_assurance)
+            self._policies.enforce(policies, reader, f"endpoint {endpoint.endpoint_id}", age=endpoint.high_assurance)
 
     def endpoint_of_uep(self, uep_row: int) -> str:
         """Return the id of a user endpoint's endpoint, which never changes; empty where it was removed."""

@@ -245,6 +245,39 @@ def test_results_are_not_had_by_asking_either(scene: Scene) -> None:
     assert "output" not in told
 
 
+def test_those_whom_an_action_names_have_its_outputs_while_its_owner_may(scene: Scene) -> None:
+    policy = scene.ok("POST", "/v3/policies", {"display_name": "p"})["id"]
+    endpoint = FakeManager(scene.relay, scene.olga, authentication_policy=policy)
+    endpoint.hello()
+    ann, bob = scene.person(scene.ann()), scene.person(scene.ann(name="bob@elsewhere.edu"))
+    scene.ok("PUT", f"/v3/endpoints/{endpoint.endpoint_id}/access", {"people": ["ann@example.edu"]})
+    monitor = f"urn:globus:auth:identity:{bob.ok('GET', '/oauth/userinfo')['sub']}"
+    body = {"endpoint": endpoint.endpoint_id, "tasks": [{"function": ann.function()}]}
+    status, answer = ann.call(
+        "POST", "/automate/compute/run", {"request_id": str(uuid.uuid4()), "body": body, "monitor_by": [monitor]}
+    )
+    assert status == 202
+    uep = endpoint.start()
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    path = f"/automate/compute/{answer['action_id']}/status"
+    until("the action's end", lambda: ann.ok("GET", path)["status"] == "SUCCEEDED")
+
+    def shown() -> str:
+        """Return the code with which the output is withheld from Bob, empty where he has it."""
+        [told] = bob.ok("GET", path)["details"]["results"]
+        assert ("output" in told) != told.get("withheld", False)
+        return str(told.get("code", ""))
+
+    assert not shown()  # he may not submit there
+    scene.ok("PUT", f"/v3/policies/{policy}", {"display_name": "p", "domain_constraints_exclude": ["elsewhere.edu"]})
+    assert shown() == "POLICY_REFUSED"
+    scene.ok("PUT", f"/v3/policies/{policy}", {"display_name": "p"})
+    assert not shown()
+    scene.ok("PUT", f"/v3/endpoints/{endpoint.endpoint_id}/access", {"people": []})
+    assert shown() == "ENDPOINT_NOT_SHARED"
+
+
 def _group(scene: Scene, token: str) -> str:
     """Return the newest task group of a person."""
     return str(scene.ok("GET", "/v3/taskgroups", None, token)["taskgroups"][0]["taskgroup_id"])
