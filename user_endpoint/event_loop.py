@@ -76,7 +76,7 @@ class EventLoop:
         self._poll = select.poll()
         self._link_descriptors: list[int] = []
         self._link_down = ""
-        self._engine_fd, self._engine_polled = engine.fileno(), True
+        self._engine_fd, self._engine_polled, self._engine_heeded = engine.fileno(), True, True
         for descriptor in (self._engine_fd, signals.fileno()):
             self._poll.register(descriptor, select.POLLIN)
         self._poll.register(keeper_fd, 0)  # hang-up alone, which poll always tells
@@ -127,10 +127,17 @@ class EventLoop:
 
     def _wait(self) -> None:
         self._register_link()
+        self._heed_engine(heed=not (self._engine.fed and self._endpoint.gathers))
         for descriptor, event in self._poll.poll(self._timeout_ms()):
             if descriptor == self._keeper_fd and event & _HANGUP:
                 self._poll.unregister(self._keeper_fd)
                 self._endpoint.stop("STOPPED", "its keeper has ended")
+
+    def _heed_engine(self, *, heed: bool) -> None:
+        """Wait for the engine, or for the time alone: under load one turn takes what ended in a millisecond."""
+        if heed is not self._engine_heeded and self._engine_polled:
+            self._engine_heeded = heed
+            self._poll.modify(self._engine_fd, select.POLLIN if heed else 0)
 
     def _register_link(self) -> None:
         descriptors = self._link.descriptors()
@@ -150,4 +157,4 @@ class EventLoop:
         due = min(now + _LONGEST_WAIT_S, self._link.next_deadline(), self._endpoint.next_deadline() or math.inf)
         if self._endpoint.held and not self._engine_stopped:
             due = min(due, now + TICK_S)
-        return max(0.0, due - now) * 1000 + (1 if due > now else 0)
+        return max(0.0, due - now) * 1000  # which poll() rounds up

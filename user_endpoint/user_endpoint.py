@@ -432,7 +432,7 @@ class UserEndpoint:
 
     def flush(self) -> None:
         """Send this turn's messages, and put its results on the disk."""
-        if len(self._ledger) >= GATHER_TASKS and self._gathered and self._clock() < self._flushed_at + GATHER_S:
+        if self.gathers:
             return
         self._flushed_at = self._clock()
         results, self._results = self._results, []
@@ -456,6 +456,12 @@ class UserEndpoint:
     def _tell_figures(self) -> None:
         engine, begun = self._engine, len(self._begun)
         self._page.tell(max(0, len(self._ledger) - begun), begun, engine.trouble, lambda: engine.blocks)
+
+    @property
+    def gathers(self) -> bool:
+        """Whether results wait a moment for others: many tasks are held, and some results have just been sent."""
+        many = len(self._ledger) >= GATHER_TASKS and self._gathered
+        return many and self._clock() < self._flushed_at + GATHER_S
 
     @property
     def _gathered(self) -> bool:

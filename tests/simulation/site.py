@@ -97,6 +97,7 @@ class SimEngine:
     worker_python = "3.11.2"
     blocks = ""
     trouble = trouble_code = ""
+    fed = False
 
     def __init__(self, process: Process, workers: int) -> None:
         self._process, self._world, self._oracle = process, process.world, process.oracle

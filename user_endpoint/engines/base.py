@@ -108,6 +108,10 @@ class Engine(Protocol):
         May change at any time, as the engine learns how long tasks take; an attribute will do.
         """
 
+    @property
+    def fed(self) -> bool:
+        """Whether no worker would be without work if `collect` were called a millisecond late. An attribute will do."""
+
     def start(self) -> None:
         """Begin: start or be ready to start workers. Raises mep_wire.errors.EngineFailed."""
 

@@ -37,6 +37,7 @@ class ThreadPoolEngine:
     """See the module. Threads start as tasks need them, and are daemons: the process does not wait for them."""
 
     trouble = trouble_code = blocks = ""
+    fed = False
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class NotingEngine:
     capacity = 8
     worker_python = "3.99.1"
     blocks = trouble = trouble_code = ""
+    fed = False
 
     def __init__(self) -> None:
         self.given: list[EngineTask] = []
@@ -174,10 +175,12 @@ def test_in_a_crowd_results_gather_for_a_moment_and_the_first_and_last_of_it_do_
     stage.happens(result(1))
     stage.happens(TaskStarted(5))
     assert not stage.link.said[1:], "what follows within a moment waits"
+    assert stage.uep.gathers
     due = stage.uep.next_deadline()
     assert due is not None
     assert due == pytest.approx(stage.now + GATHER_S)
     stage.now = due
+    assert not stage.uep.gathers
     stage.happens(result(2))
     assert [[item.row for item in message.items] for message in stage.link.take(messages.Results)] == [[1, 2]]
     assert [message.rows for message in stage.link.take(messages.Started)] == [[5]]

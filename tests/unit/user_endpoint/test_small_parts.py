@@ -17,7 +17,7 @@ from mep_wire.messages import ResultItem
 from user_endpoint import inherited_fds
 from user_endpoint.bounded_log import BoundedFile, BoundedLog
 from user_endpoint.engines.process_pool.engine import describe_status
-from user_endpoint.engines.process_pool.task_durations import TaskDurations
+from user_endpoint.engines.process_pool.task_durations import DEEP, DEPTH, TaskDurations
 from user_endpoint.function_store import Functions
 from user_endpoint.keeper_report import MAX_REPORT_BYTES, Reporter, StartFailure
 from user_endpoint.lifecycle.setup_commands import run_commands, setup_limit_s
@@ -110,6 +110,15 @@ def test_pace_needs_a_measurement_before_it_calls_anything_short() -> None:
     for _ in range(20):
         pace.measured("f", 1.0)
     assert not pace.is_short("f")
+
+
+def test_the_shorter_tasks_are_the_more_wait_at_a_worker() -> None:
+    pace = TaskDurations()
+    assert pace.depth("f") == 0, "it may be long"
+    for seconds, most in ((0.0001, DEEP), (0.005, DEPTH), (1.0, 0)):
+        for _ in range(40):
+            pace.measured("f", seconds)
+        assert pace.depth("f") == most
 
 
 def test_look_ahead_grows_for_short_tasks_only() -> None:

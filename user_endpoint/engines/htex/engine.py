@@ -75,6 +75,8 @@ class _Held:
 class HtexEngine:
     """See the module. `run_directory` is the user endpoint's own; blocks on other hosts must see it too."""
 
+    fed = False
+
     def __init__(
         self,
         settings: Settings,

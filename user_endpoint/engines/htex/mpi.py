@@ -98,6 +98,7 @@ class MpiEngine:
     """An engine before the engine: holds MPI tasks until there are nodes for them."""
 
     trouble = trouble_code = blocks = ""
+    fed = False
 
     def __init__(
         self, workers: ProcessPoolEngine, count: int, nodes: list[str], launcher: str, ends: float | None = None

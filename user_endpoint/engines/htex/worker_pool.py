@@ -159,13 +159,14 @@ class Pool:
         """Serve until the interchange says to end, or is silent for too long."""
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._engine.fileno(), zmq.POLLIN)
         link = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED)
         poller.register(link, zmq.POLLIN)
         ended = _told_to_end()
         poller.register(ended, zmq.POLLIN)
         heard = beat = time.monotonic()
         while not self._leaving:
+            gathers = self._engine.fed and bool(self._report_results)
+            poller.register(self._engine.fileno(), 0 if gathers else zmq.POLLIN)  # 0: not now
             ready = dict(poller.poll(self._timeout_ms(beat)))
             now = time.monotonic()
             if ended in ready:

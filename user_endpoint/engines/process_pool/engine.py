@@ -16,6 +16,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from heapq import heapify, heapreplace
 from typing import TYPE_CHECKING, Final
 
 from mep_wire.errors import EngineFailed, MepError, TaskCancelled, WalltimeExceeded, WorkerLost
@@ -25,9 +26,9 @@ from user_endpoint import inherited_state
 from user_endpoint.engines.base import OUTPUT_BYTES, OUTPUT_EVERY_S, EngineTask, Event, TaskReturned, TaskStarted
 from user_endpoint.engines.process_pool.fork_server_link import KILL_S, START_S, ForkServerLink, ServerLost
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch, describe_status
-from user_endpoint.engines.process_pool.task_durations import TaskDurations
+from user_endpoint.engines.process_pool.task_durations import FED, TaskDurations
 from user_endpoint.engines.process_pool.task_order import enqueue
-from user_endpoint.engines.process_pool.worker_handle import DEPTH, WorkerHandle
+from user_endpoint.engines.process_pool.worker_handle import WorkerHandle
 from user_endpoint.workers.datagrams import BEGUN_VARIABLE, NEED_FUNCTION
 from user_endpoint.workers.fork_server import ServerHandle
 
@@ -98,6 +99,11 @@ class ProcessPoolEngine:
     def capacity(self) -> int:
         """Running tasks, and as many waiting ones as the workers finish in about 50 ms."""
         return self._max_workers + self._pace.look_ahead(self._max_workers, _MOST_WAITING)
+
+    @property
+    def fed(self) -> bool:
+        """Whether each worker that has tasks has enough of them waiting."""
+        return all(not worker.sent or len(worker.sent) > FED for worker in self._workers.values())
 
     def start(self) -> None:
         """Start the fork server and one worker; others follow when there are tasks for them."""
@@ -214,11 +220,28 @@ class ProcessPoolEngine:
 
     def _hand_out(self, now: float) -> None:
         queue = self._queue
-        while queue:
-            worker = self._idle_worker(now) or self._short_worker(queue[0])
-            if worker is None or not worker.send(queue[0], now):
+        while queue and (worker := self._idle_worker(now)) is not None:
+            if not worker.send(queue[0], now):
                 return
             queue.popleft()
+        if queue:
+            self._hand_out_behind(now)
+
+    def _hand_out_behind(self, now: float) -> None:
+        """Have short tasks wait behind short ones, each at the worker with the fewest."""
+        queue = self._queue
+        found = [
+            (len(worker.sent), worker.number, worker)
+            for worker in self._workers.values()
+            if worker.ending is None and worker.sent and self._all_short(worker)
+        ]
+        heapify(found)
+        while queue and found and not queue[0].walltime_s:
+            waiting, number, worker = found[0]
+            if waiting >= self._pace.depth(queue[0].function_id) or not worker.send(queue[0], now):
+                return
+            queue.popleft()
+            heapreplace(found, (waiting + 1, number, worker))
 
     def _take_from_busy(self, now: float) -> bool:
         """Take back tasks queued behind a worker's running task, if another worker is idle; return whether any were."""
@@ -239,20 +262,8 @@ class ProcessPoolEngine:
             return self._spawn()
         return None
 
-    def _short_worker(self, task: EngineTask) -> WorkerHandle | None:
-        """Return the least loaded worker that runs short tasks, for this short one to wait behind."""
-        if not self._pace.is_short(task.function_id) or task.walltime_s:
-            return None
-        best: WorkerHandle | None = None
-        for worker in self._workers.values():
-            if worker.ending is not None or not 0 < len(worker.sent) < DEPTH:
-                continue
-            if (best is None or len(worker.sent) < len(best.sent)) and self._all_short(worker):
-                best = worker
-        return best
-
     def _all_short(self, worker: WorkerHandle) -> bool:
-        return all(self._pace.is_short(task.function_id) for task in worker.sent)
+        return all(map(self._pace.is_short, {task.function_id for task in worker.sent}))
 
     def _take_back(self, worker: WorkerHandle) -> None:
         self._queue.extendleft(reversed(worker.take_back()))

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from user_endpoint.workers.output_ring import RingReader
     from user_endpoint.workers.start_journal import JournalView
 
-DEPTH = 16
-"""Most tasks at one worker, the running one included."""
 ANSWER = (int, str, str, bytes, float, float)
 """The fields of an answer: row, code, text, payload, time of its start and time of its end."""
 
