@@ -114,13 +114,14 @@ class Explainer:
         events = self._stories.about(endpoint_id, names)
         if not uep_id:
             uep_id = next((one.uep_id for one in events if one.correlation_id == about), "")
-        lines = [StoryLine(one.at, one.level, one.text) for one in events]
         if task is None:
             correlation_id = about if any(one.correlation_id == about for one in events) else ""
-            return Explained(ref=question.ref, uep_id=uep_id, correlation_id=correlation_id, lines=lines)
+            return Explained(ref=question.ref, uep_id=uep_id, correlation_id=correlation_id, lines=_lines(events))
+        start = _start_of(task, events)
+        lines = [*_lines(_concerning(task, start, events)), *_task_lines(task)]
         return Explained(
-            ref=question.ref, uep_id=uep_id, correlation_id=task.correlation_id, code=task.code,
-            status=API_STATUS[task.state], lines=sorted([*lines, *_task_lines(task)], key=lambda line: line.at),
+            ref=question.ref, uep_id=uep_id, correlation_id=task.correlation_id or start, code=task.code,
+            status=API_STATUS[task.state], lines=sorted(lines, key=lambda line: line.at),
         )  # fmt: skip
 
     def _task(self, about: str) -> TaskRecord | None:
@@ -133,6 +134,26 @@ class Explainer:
 def _clipped(text: str) -> str:
     """Return a peer's words in bounds: what is made printable may be ten times as long."""
     return printable(text[:MAX_PUBLIC_TEXT])[:MAX_PUBLIC_TEXT]
+
+
+def _lines(events: Iterable[StoryEvent]) -> list[StoryLine]:
+    return [StoryLine(one.at, one.level, one.text) for one in events]
+
+
+def _start_of(task: TaskRecord, events: Iterable[StoryEvent]) -> str:
+    """Return the correlation id of the start whose process ran the task; empty if none is known."""
+    starts = [one.correlation_id for one in events if one.uep_id and one.correlation_id and one.at <= task.started_at]
+    return starts[-1] if starts else ""
+
+
+def _concerning(task: TaskRecord, start: str, events: Iterable[StoryEvent]) -> list[StoryEvent]:
+    """Return the events of the task's time, and of its start: other processes of its user endpoint are left out."""
+    until = task.ended_at or time.time()
+    own = {start, task.correlation_id} - {""}
+    return [
+        one for one in events
+        if one.correlation_id in own or task.submitted_at - (0 if one.uep_id else _LINK_S) <= one.at <= until
+    ]  # fmt: skip
 
 
 def _task_lines(task: TaskRecord) -> list[StoryLine]:

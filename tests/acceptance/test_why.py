@@ -45,6 +45,38 @@ def kill_worker() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def begun_twice(place: Campus) -> tuple[str, str]:
+    """Return the ids of two tasks that succeeded, in two processes of one user endpoint."""
+    tasks = []
+    for number in (1, 2):
+        with place.executor("alice", project="fine") as executor:
+            future = executor.submit(abs, -number)
+            assert future.result(RESULT_S) == number
+            tasks.append(str(future.task_id))
+        words = ["stop", "site", "--user", place.accounts["alice"].name]
+        subprocess.run([str(BIN / "mep"), *words], env=place.site.env, check=True)
+    return tasks[0], tasks[1]
+
+
+def test_a_task_that_succeeded_has_the_whole_story_of_its_process(place: Campus) -> None:
+    starts = []
+    for task in begun_twice(place):
+        story = story_of(place, task)
+        assert (story["code"], story["status"]) == ("", "success")
+        assert {"relay", "monitor", "user endpoint"} <= {line["source"] for line in story["story"]}
+        own = [line["text"] for line in story["story"] if line["source"] == "user endpoint"]
+        assert [text.partition(" endpoint=")[0].partition(" held=")[0] for text in own[:2]] == [
+            "starting",
+            "joined the relay",
+        ]
+        (start,) = [line["text"] for line in story["story"] if line["text"].startswith("audit: start ")]
+        assert story["correlation_id"] in start
+        starts.append(story["correlation_id"])
+        asked = [line for line in story["story"] if line["text"].endswith("asked of the endpoint")]
+        assert len(asked) == 1, "the other process is no part of it"
+    assert starts[0] != starts[1]
+
+
 def unserializable() -> object:
     import threading
 
