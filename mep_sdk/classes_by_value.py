@@ -42,9 +42,8 @@ def _is_member(value: object, kind: type) -> bool:
 
 def make(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str, Any], tracker: str, extra: Any) -> Any:
     """Return the class with this tracker: this process's own, or a new one without attributes."""
-    known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)  # noqa: SLF001 - there is no public way
-    if known is not None:
-        return known
+    if (own := known(tracker)) is not None:
+        return own
     owner = _hook_owner(types.resolve_bases(bases))
     arguments = (name, bases, {"metaclass": metaclass}, lambda space: space.update(namespace))
     if owner in copies:  # what the hook has done to the class and its bases travels with them
@@ -56,18 +55,23 @@ def make(metaclass: Any, name: str, bases: tuple[Any, ...], namespace: dict[str,
             if owner is object:
                 raise
             new = _without_hook(owner, *arguments)
-    return _tracked(new, tracker)
+    return tracked(new, tracker)
 
 
 def make_enum(*arguments: Any) -> Any:
     """Return an enumeration, as `make` does. The last argument but one is its tracker."""
-    known = cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(arguments[-2])  # noqa: SLF001 - there is no public way
-    if known is not None:
-        return known
-    return _tracked(cloudpickle._make_skeleton_enum(*arguments[:-2], None, arguments[-1]), arguments[-2])  # noqa: SLF001 - as above
+    if (own := known(arguments[-2])) is not None:
+        return own
+    return tracked(cloudpickle._make_skeleton_enum(*arguments[:-2], None, arguments[-1]), arguments[-2])  # noqa: SLF001 - as above
 
 
-def _tracked(new: type, tracker: str) -> type:
+def known(tracker: str) -> Any:
+    """Return the class with this tracker, the script's own or one that was made here; None without one."""
+    return cloudpickle._DYNAMIC_CLASS_TRACKER_BY_ID.get(tracker)  # noqa: SLF001 - there is no public way
+
+
+def tracked(new: type, tracker: str) -> type:
+    """Keep a class that was made here; return it, or the one that another thread made in between."""
     copies.add(new)
     kept: type = cloudpickle._lookup_class_or_track(tracker, new)  # noqa: SLF001 - there is no public way
     return kept

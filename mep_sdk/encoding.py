@@ -52,7 +52,12 @@ OUTPUT_WANTED = b"\n\t \n\t "
 """Follows a call's arguments where the caller takes an OUTPUT frame. Readers of pickles and of JSON pass over it."""
 LIVE_OUTPUT_WANTED = b"\n\n\t\t" + OUTPUT_WANTED
 """Follows them where the caller takes it while the task runs, too. Workers that only know the other one see that."""
+_BOTH = b"MEP+"
+"""Follows a frame by source text, and its length, behind the same value by value. Older workers pass over it."""
 _HEADER_BYTES, _LENGTH_BYTES = 8, 4
+_BEHIND_BYTES = len(_BOTH + LIVE_OUTPUT_WANTED)
+MAX_FALLBACK_BYTES = 256 * 1024
+"""The most that a second way to load a function or value may have."""
 
 BY_SOURCE = "+source"
 """Follows the Python in the tag of a cloudpickle without code objects, which every version reads."""
@@ -141,16 +146,20 @@ def dumps(
 ) -> bytes:
     """Return the frame of `value`: a plain pickle where that is enough, else a cloudpickle. `tail` follows it within.
 
-    What belongs to `__main__` travels by value; with `local_by_value` so does what belongs to modules that
-    are not installed (a script's neighbours). Where another Python is on the other side, code travels as source text
-    if that can be had, unless it is `for_this_python`. Raises NotSerializable, and OverLimit where there are more than
-    `limit` bytes, unless that is 0.
+    What belongs to `__main__` travels by value; with `local_by_value`, as scripts use it, so does what belongs to
+    modules that are not installed (a script's neighbours). Unless it is `for_this_python`, code travels as source text
+    where another Python is known to be on the other side, and a script's code both ways. Raises NotSerializable, and
+    OverLimit where there are more than `limit` bytes, unless that is 0.
     """
     plain = functools.partial(_dumps_locally_plain if local_by_value else _dumps_plain, tail=tail, limit=limit)
     by_value = functools.partial(_dumps_by_value, local=local_by_value, tail=tail, limit=limit)
-    if for_this_python or not other_pythons:
+    if for_this_python:
         return _first_that_works(plain, by_value, value=value)
-    return _first_that_works(plain, functools.partial(by_value, by_source=True), by_value, value=value)
+    if other_pythons:
+        return _first_that_works(plain, functools.partial(by_value, by_source=True), by_value, value=value)
+    if local_by_value:
+        return _first_that_works(plain, functools.partial(_dumps_both_ways, tail=tail, limit=limit), value=value)
+    return _first_that_works(plain, by_value, value=value)
 
 
 def dump_into(make: Callable[[], Any], values: Sequence[object], *, local_by_value: bool) -> tuple[bytes, str]:
@@ -173,7 +182,7 @@ def dump_into(make: Callable[[], Any], values: Sequence[object], *, local_by_val
             _dump_all(kind(file, protocol=5), values, file)
         return CLOUDPICKLE, tag
 
-    by_source = [functools.partial(by_value, source=True)] if other_pythons else []
+    by_source = [functools.partial(by_value, source=True)] if other_pythons or local_by_value else []
     try:
         made: tuple[bytes, str] = _first_that_works(plain, *by_source, by_value, value=None, stops=lambda: bool(raised))
         return made
@@ -285,6 +294,36 @@ def _dumps_by_value(
         _add(buffer, tail)
     name = tag.encode()
     return frame(CLOUDPICKLE, bytes([len(name)]) + name + buffer.getvalue())
+
+
+def _dumps_both_ways(value: object, tail: bytes, limit: int) -> bytes:
+    """Return a script's value by value, with the same by source text behind it for workers of another Python.
+
+    A large one goes by source text alone, if that can be had.
+    """
+    data = _dumps_by_value(value, local=True, tail=tail, limit=limit)
+    is_large = len(data) > MAX_FALLBACK_BYTES
+    most, behind = (limit, tail) if is_large else (MAX_FALLBACK_BYTES, b"")
+    way = functools.partial(_dumps_by_value, local=True, tail=behind, limit=most, by_source=True)
+    try:
+        by_source = _first_that_works(way, value=value)
+    except (NotSerializable, OverLimit):
+        return data  # workers of this Python still read it
+    if is_large:
+        return by_source
+    body = memoryview(data)[_HEADER_BYTES : len(data) - len(tail)]
+    return frame(CLOUDPICKLE, b"".join((body, by_source, len(by_source).to_bytes(_LENGTH_BYTES, "big"), _BOTH, tail)))
+
+
+def _source_behind(body: memoryview) -> bytes:
+    """Return the frame by source text that `_dumps_both_ways` put behind a value; empty where there is none."""
+    end = bytes(body[-_BEHIND_BYTES:])
+    for tail in (LIVE_OUTPUT_WANTED, OUTPUT_WANTED, b""):
+        if end.endswith(_BOTH + tail):
+            end_at = len(body) - len(_BOTH + tail) - _LENGTH_BYTES
+            length = int.from_bytes(body[end_at : end_at + _LENGTH_BYTES], "big")
+            return bytes(body[end_at - length : end_at]) if 0 <= length <= end_at else b""
+    return b""
 
 
 @contextlib.contextmanager
@@ -410,6 +449,8 @@ def loads(data: bytes, what: str, where: str = "on the endpoint") -> Any:
     if kind == CLOUDPICKLE:
         end = 1 + (body[0] if body else 0)
         tag, body = bytes(body[1:end]).decode("ascii", "replace"), body[end:]
+        if tag.partition(" ")[0] != PYTHON and (by_source := _source_behind(body)):
+            return loads(by_source, what, where)
     elif kind == JSON:
         return _loads_json(body, what)
     elif kind != PICKLE:

@@ -25,11 +25,10 @@ from mep_sdk import encoding
 from mep_sdk.errors import DataCorrupt, DataUnreadable, FunctionUnserializable
 from mep_sdk.foreign_code import attempt
 from mep_sdk.function_record import FunctionCode, SerializedFunction, read_record
-from mep_sdk.importable import NotSerializable, needs_value
+from mep_sdk.importable import NotSerializable, needs_value, other_pythons
 from mep_wire.errors import FunctionUnloadable, MepError
 
 _MAX_SOURCE_CHARS = 64 * 1024
-_MAX_FALLBACK_BYTES = 256 * 1024
 _MAX_KNOWN_SOURCES = 16
 _CONSTANT = (type(None), bool, int, float, complex, str, bytes)
 
@@ -144,7 +143,7 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
     if values[3:4] not in (b"", encoding.PICKLE):
         return None
     codes = tuple(_code_of(each) for each in needs.functions)
-    carry_code = any(each.defaults[3:4] == encoding.CLOUDPICKLE for each in codes)
+    carry_code = any(each.defaults[3:4] == encoding.CLOUDPICKLE for each in codes) or any(map(_makes_code, needs.functions))
     return SerializedFunction(
         name=function.__qualname__,
         module=function.__module__ or "__main__",
@@ -155,6 +154,12 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
         imports=tuple(needs.imports),
         values=values,
     )
+
+
+def _makes_code(function: types.FunctionType) -> bool:
+    """Return whether a function has functions or classes within, which its result may hold."""
+    _, *within = _codes(function.__code__)
+    return any("<" not in each.co_name or each.co_name == "<lambda>" for each in within)
 
 
 def _shares_values(needs: _Needs) -> bool:
@@ -244,7 +249,7 @@ def _by_pickle(function: Callable[..., Any], name: str) -> SerializedFunction:
     pickled = [_dump(function, name)]
     module = attempt(getattr, function, "__module__")[0] or "__main__"
     if pickled[0][3:4] == encoding.CLOUDPICKLE:
-        pickled += _source_behind(function, pickled[0])
+        pickled += _with_source_once(function, pickled[0])
     elif isinstance(function, (types.FunctionType, type)):
         pickled += _value_behind(function, module)
     return SerializedFunction(name=name, module=module, python=encoding.PYTHON, pickled=tuple(pickled))
@@ -262,7 +267,7 @@ _known_sources: dict[bytes, list[bytes]] = {}
 """The last functions' frames with source text, by the digests of those with code: some are serialized at each call."""
 
 
-def _source_behind(function: Callable[..., Any], data: bytes) -> list[bytes]:
+def _with_source_once(function: Callable[..., Any], data: bytes) -> list[bytes]:
     """Return a function with its source text, for workers of another Python; empty where that cannot be found."""
     import hashlib  # workers need none
 
@@ -278,7 +283,7 @@ def _source_behind(function: Callable[..., Any], data: bytes) -> list[bytes]:
 
 def _with_source(function: Callable[..., Any]) -> list[bytes]:
     try:
-        return [encoding.dumps_by_source(function, _MAX_FALLBACK_BYTES)]
+        return [encoding.dumps_by_source(function, encoding.MAX_FALLBACK_BYTES)]
     except (NotSerializable, encoding.OverLimit):
         return []  # workers of this Python still run it
 
@@ -292,7 +297,7 @@ def _value_behind(function: Callable[..., Any], module_name: str) -> list[bytes]
         data = encoding.dumps_by_value(function, module)
     except NotSerializable:
         return []  # the reference still stands
-    return [data] if len(data) <= _MAX_FALLBACK_BYTES else []
+    return [data] if len(data) <= encoding.MAX_FALLBACK_BYTES else []
 
 
 # --- from bytes, in the worker ------------------------------------------------------------------------
@@ -305,6 +310,8 @@ def load_function(data: bytes) -> LoadedFunction:
     they are imported.
     """
     record = read_record(data)
+    if record.python != encoding.PYTHON:
+        other_pythons.add(record.python)  # results are for the same Python
     if record.codes and (record.python == encoding.PYTHON or not record.pickled):
         return _from_codes(record)
     return _from_pickles(record)

@@ -47,6 +47,7 @@ async def wait_for(executor):
     return await executor.asubmit(double, 5)
 
 with Executor("ENDPOINT_ID") as executor:
+    print(executor.submit(takes, Savings(1), Pair(2, 3), Named(4)).result(60))
     print(executor.submit(double, 3, extra=1).result(60), sum(executor.map(double, range(100))))
     for kind in ("group", "plain"):
         error = executor.submit(fail, kind).exception(60)
@@ -60,8 +61,18 @@ with Executor("ENDPOINT_ID") as executor:
 print(f"{AllowlistWildcard.CODE}", executor.client)
 """
 CARRIED = """
+import collections
 import dataclasses
 import math
+import typing
+
+Pair = collections.namedtuple("Pair", "first second")
+
+class Named(typing.NamedTuple):
+    first: int
+    second: typing.Optional["int"] = 5
+    def total(self):
+        return self.first + self.second
 
 class Spoiled(Exception):
     def __init__(self, code, *, why):
@@ -106,14 +117,18 @@ def gives(value):
 def compares(x):
     return Point(x) < Point(x + 1), repr(Point(x))
 
+def takes(savings, pair, named):
+    return savings.total(1), pair._replace(first=0)._asdict(), named.total(), repr(named)
+
 two = (lambda x: x + 1, lambda x: x + 2)
 CARRIED = [
     (two[0], (1,)), (two[1], (1,)), (adds(5), (1,)), (decorated, (1.5,)), (functools.partial(decorated, y=2), (1,)),
-    (functools.partial(adds(1), 4), ()), (compares, (1,)), (Savings(1).total, (2,)),
+    (functools.partial(adds(1), 4), ()), (compares, (1,)), (Savings(1).total, (2,)), (takes, (Savings(1), Pair(2, 3), Named(4))),
 ]
 """
 SCRIPT = SCRIPT.replace("CARRIED_CODE", CARRIED)
-CARRIED_SAYS = "[2, 3, 6, 6, 9, 5, (True, 'Point(x=1, notes=[])'), 106]"
+TAKES_SAYS = "(105, {'first': 0, 'second': 3}, 9, 'Named(first=4, second=5)')"
+CARRIED_SAYS = f"[2, 3, 6, 6, 9, 5, (True, 'Point(x=1, notes=[])'), 106, {TAKES_SAYS}]"
 WORKER = """
 import sys
 from mep_sdk.task_runner import run_task
@@ -138,7 +153,7 @@ error = load_exception(bytes.fromhex(outcomes[-1][1]))
 print(type(error) is Spoiled, error.code, error, values[-2].total(1))
 """
 SAYS = [
-    *("7 9900", "ExceptionGroup ['ValueError', 'KeyError']", "ZeroDivisionError []", "a b", "10 103", "2"),
+    *(TAKES_SAYS, "7 9900", "ExceptionGroup ['ValueError', 'KeyError']", "ZeroDivisionError []", "a b", "10 104", "2"),
     *(CARRIED_SAYS, "True 4 4: so 107"),
 ]
 

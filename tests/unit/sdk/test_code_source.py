@@ -6,6 +6,7 @@ Here the worker has this Python, and is not given the code objects; acceptance/t
 from __future__ import annotations
 
 import abc
+import collections
 import contextlib
 import dataclasses
 import enum
@@ -16,14 +17,16 @@ import math
 import subprocess
 import sys
 import types
+import typing
 import xml.sax.saxutils
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from mep_sdk import code_source, encoding, importable, strategies, task_runner
+from mep_sdk import code_source, data_pickles, encoding, importable, strategies, task_runner
 from mep_sdk.function_record import SerializedFunction, read_record
 from mep_sdk.function_serializer import FunctionSource, LoadedFunction, load_function, serialize_function
 from mep_sdk.serialize import load_arguments, load_exception, load_result, serialize_arguments, serialize_result
@@ -270,6 +273,13 @@ def run_elsewhere(*tasks: tuple[bytes, bytes]) -> list[tuple[str, bytes, str]]:
     return [(code, bytes.fromhex(payload.strip("-")), text) for code, payload, text in parts]
 
 
+@pytest.fixture(autouse=True)
+def _other_pythons_are_forgotten() -> Iterator[None]:
+    known = set(importable.other_pythons)
+    yield
+    importable.other_pythons &= known
+
+
 @pytest.fixture
 def knows_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importable, "other_pythons", {FOREIGN})
@@ -476,3 +486,72 @@ def test_no_more_of_a_function_around_goes_along_than_its_name() -> None:
     assert encoding.is_by_source(read_record(code).pickled[1])
     assert b"lambda y: x + y" in code
     assert b"secret" not in code
+
+
+Pair = collections.namedtuple("Pair", ["first", "second"], defaults=[BASE])
+Alone = collections.namedtuple("Alone", "only")
+
+
+class Typed(typing.NamedTuple):
+    first: int
+    second: str = "x"
+
+    def both(self) -> str:
+        return f"{self.first}{self.second}"
+
+
+def in_foreign_python(monkeypatch: pytest.MonkeyPatch, data: bytes, load: Callable[[bytes], Any]) -> Any:
+    """Load data where the code objects in it are another Python's, and no class is known."""
+    with monkeypatch.context() as context:
+        context.setattr(encoding, "PYTHON", FOREIGN)
+        return load(data)
+
+
+@pytest.mark.parametrize("tail", [{}, {"wants_output": True}, {"live_output": True}, {"result_ways": ["pickle"]}])
+def test_the_first_values_are_read_by_another_python_too(monkeypatch, tail) -> None:
+    data = serialize_arguments((Account(4), Point(4), adds(4)), {"more": [Pair(1), Alone(2), Typed(3)]}, **tail)
+    assert not encoding.is_by_source(data)
+    for args, kwargs in (load_arguments(data), in_foreign_python(monkeypatch, data, load_arguments)):
+        account, point, add = args
+        assert (type(account), account.total(), point, add(1)) == (Account, 20, Point(4), 15)
+        assert kwargs == {"more": [(1, BASE), (2,), (3, "x")]}
+
+
+def test_large_values_go_by_source_text_alone() -> None:
+    data = serialize_arguments((Account("x" * encoding.MAX_FALLBACK_BYTES),), {}, wants_output=True)
+    assert encoding.is_by_source(data)
+    assert encoding.MAX_FALLBACK_BYTES < len(data) < 2 * encoding.MAX_FALLBACK_BYTES
+    with pytest.raises(encoding.OverLimit):
+        serialize_arguments((Account("x" * encoding.MAX_FALLBACK_BYTES),), {}, limit=encoding.MAX_FALLBACK_BYTES)
+
+
+def test_values_by_reference_go_by_source_text() -> None:
+    frame = data_pickles.dump([(Account(4),), {}], lambda *_: None, 1 << 20, local_by_value=True)
+    assert encoding.BY_SOURCE in frame.tag
+
+
+def named_tuples() -> tuple[Any, ...]:
+    return Pair(1), Alone(2), Typed(3), Typed(4).both(), Pair(1)._replace(first=5)._asdict()
+
+
+def makes_a_class(value: int) -> Any:
+    class Within:
+        def __init__(self) -> None:
+            self.value = value
+
+        def more(self) -> int:
+            return self.value + 1
+
+    return Within()
+
+
+def test_named_tuples_travel_as_source_text() -> None:
+    [(code, payload, text)] = run_elsewhere((without_code(named_tuples), serialize_arguments((), {})))
+    assert code == "-", text
+    assert load_result(payload) == ((1, BASE), (2,), (3, "x"), "4x", {"first": 5, "second": BASE})
+
+
+def test_a_class_that_a_function_makes_comes_back_from_another_python() -> None:
+    [(code, payload, text)] = run_elsewhere((without_code(makes_a_class), serialize_arguments((1,), {})))
+    assert code == "-", text
+    assert load_result(payload).more() == 2

@@ -105,7 +105,7 @@ def test_a_standard_module_and_an_attribute_of_nothing_known_say_no_more() -> No
 
 @pytest.mark.parametrize("python", ["cpython-3.99", "pypy-3.11"])
 def test_code_of_another_python_names_both(python: str) -> None:
-    data = encoding.dumps(makes_class(3), local_by_value=True)
+    data = encoding.dumps(makes_class(3), local_by_value=True, for_this_python=True)
     assert data[3:4] == encoding.CLOUDPICKLE
     body = encoding.unframe(data, "test")[1]
     tag = f"{python} cloudpickle-9.9".encode()
