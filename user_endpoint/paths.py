@@ -1,7 +1,8 @@
 """Where a user endpoint keeps log, spool and run directory: ~/.mep/uep/UEP_ID, mode 0700.
 
 The home directory is the user's own, but others may be able to write there. Each level is opened without
-following links and must belong to this user. Others therefore can't redirect these files. Called by main.
+following links and must belong to this user. Others therefore can't redirect these files. In `user_state_dir` the same
+goes for the levels that are called after the user, which another account could have made first. Called by main.
 """
 
 from __future__ import annotations
@@ -49,27 +50,64 @@ def make_paths(uep_id: str, home: str, user_state_dir: str | None, user: str) ->
     """Return the user endpoint's directory, made where it was missing. Raises StartFailure (HOME_UNUSABLE)."""
     if not _UUID.fullmatch(uep_id):
         raise StartFailure("START_REQUEST_REFUSED", "The user endpoint's id is not a UUID.", repr(uep_id))
-    base = user_state_dir.replace("{user}", user) if user_state_dir else home
+    base, named = _split(user_state_dir, user) if user_state_dir else (home, ())
     below = (uep_id,) if user_state_dir else (".mep", "uep", uep_id)
     if not base.startswith("/"):
         raise home_unusable("it has no absolute path", f"base={base!r}")
-    return _make_below(base, below)
+    return _make_below(base, named, below, shared=bool(user_state_dir))
 
 
-def _make_below(base: str, below: tuple[str, ...]) -> Paths:
+def _split(user_state_dir: str, user: str) -> tuple[str, tuple[str, ...]]:
+    """Return the directory that all users share, and the levels below it that are called after this one."""
+    before, mark, after = user_state_dir.partition("{user}")
+    if not mark:
+        return user_state_dir, ()
+    base, _, first = before.rpartition("/")
+    names = f"{first}{user}{after}".replace("{user}", user).split("/")
+    return base or "/", tuple(name for name in names if name)
+
+
+def _make_below(base: str, named: tuple[str, ...], below: tuple[str, ...], *, shared: bool) -> Paths:
     name = base.rstrip("/")
     try:
         current = os.open(base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise home_unusable(f"{error.strerror}", f"open {base}", error) from None
-    for part in below:
-        name = f"{name}/{part}"
-        parent, current = current, _enter(current, part, name)
-        os.close(parent)
+    if shared and _is_anybodys(os.fstat(current)):
+        raise home_unusable(f"{base} can be written by others, and is not sticky")
+    for steps, enter in ((named, _enter_named), (below, _enter)):
+        for part in steps:
+            name = f"{name}/{part}"
+            parent, current = current, enter(current, part, name)
+            os.close(parent)
     os.fchmod(current, 0o700)
     for part in ("spool", "run"):
         os.close(_enter(current, part, f"{name}/{part}"))
     return Paths(name, current)
+
+
+def _is_anybodys(status: os.stat_result) -> bool:
+    """Return whether every account may rename what others have put into a directory."""
+    return bool(status.st_mode & 0o002) and not status.st_mode & stat.S_ISVTX
+
+
+def _enter_named(parent: int, part: str, name: str) -> int:
+    """Return the open directory `part` of `parent`, made if need be. A link of the user's or of root's is followed."""
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700, dir_fd=parent)
+        owners = {os.stat(part, dir_fd=parent, follow_symlinks=False).st_uid}
+        descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+    except OSError as error:
+        raise home_unusable(f"{name}: {error.strerror}", error=error) from None
+    status = os.fstat(descriptor)
+    if others := {*owners, status.st_uid} - {0, os.geteuid()}:
+        os.close(descriptor)
+        raise home_unusable(f"{name} belongs to somebody else", f"uid {min(others)}")
+    if _is_anybodys(status):
+        os.close(descriptor)
+        raise home_unusable(f"{name} can be written by others (mode {stat.S_IMODE(status.st_mode):o})")
+    return descriptor
 
 
 def _enter(parent: int, part: str, name: str) -> int:

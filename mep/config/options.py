@@ -437,7 +437,8 @@ class EndpointOptions:
     )
     user_state_dir: str | None = option(
         "Directory for the log, spool and run directory of user endpoints, for sites whose home directories need a "
-        "ticket. Absent: ~/.mep/uep of each account.",
+        "ticket. From the part with `{user}` on, the account makes it (mode 0700), and what another account has made "
+        "is refused. A directory that accounts share must be sticky. Absent: ~/.mep/uep of each account.",
         None,
         check=_absolute_or_home,
         example="/var/tmp/mep-{user}",  # noqa: S108  # the user endpoint makes it 0700 and checks its owner

@@ -37,6 +37,52 @@ def test_moved_by_the_site(tmp_path: pathlib.Path) -> None:
     assert paths.root == str(tmp_path / "alice" / UEP)
 
 
+@pytest.mark.parametrize("below", ["mep-{user}", "mep-{user}/state", "{user}"])
+def test_what_the_site_calls_after_the_user_is_made_private(tmp_path: pathlib.Path, below: str) -> None:
+    paths = make_paths(UEP, "/nonexistent", f"{tmp_path}/{below}", "alice")
+    made = pathlib.Path(paths.root)
+    assert made == tmp_path / below.replace("{user}", "alice") / UEP
+    while (made := made.parent) != tmp_path:
+        assert made.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.root  # it makes another account's directory
+@pytest.mark.parametrize("below", ["mep-{user}", "mep-{user}/state"])
+@pytest.mark.parametrize("as_link", [False, True])
+def test_a_place_of_the_users_name_that_another_account_made_is_refused(
+    tmp_path: pathlib.Path, below: str, *, as_link: bool
+) -> None:
+    """In a sticky directory such as /var/tmp any account can be the first to take the name."""
+    tmp_path.chmod(0o1777)
+    taken, own = tmp_path / below.replace("{user}", "alice"), tmp_path / "own"
+    own.mkdir()
+    taken.parent.mkdir(exist_ok=True)
+    if as_link:
+        taken.symlink_to(own)
+    else:
+        taken.mkdir(mode=0o777)
+    os.chown(taken, 12345, 12345, follow_symlinks=False)
+    failure = refusal(pathlib.Path("/nonexistent"), state_dir=f"{tmp_path}/{below}")
+    assert "belongs to somebody else" in failure.public
+    assert "12345" in failure.detail
+    assert not list(own.iterdir())
+
+
+def test_a_link_of_the_users_own_or_of_roots_leads_to_their_place(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "volume3").mkdir()
+    (tmp_path / "alice").symlink_to(tmp_path / "volume3")
+    make_paths(UEP, "/nonexistent", f"{tmp_path}/{{user}}", "alice")
+    assert (tmp_path / "volume3" / UEP).is_dir()
+
+
+@pytest.mark.parametrize("below", ["", "/mep-{user}"])
+def test_a_shared_directory_in_which_anybody_may_rename_is_refused(tmp_path: pathlib.Path, below: str) -> None:
+    tmp_path.chmod(0o777)
+    assert "not sticky" in refusal(pathlib.Path("/nonexistent"), state_dir=f"{tmp_path}{below}").public
+    tmp_path.chmod(0o1777)
+    assert make_paths(UEP, "/nonexistent", f"{tmp_path}{below}", "alice").root.endswith(UEP)
+
+
 @pytest.mark.parametrize("at", [".mep", ".mep/uep", f".mep/uep/{UEP}", f".mep/uep/{UEP}/spool"])
 def test_a_symbolic_link_is_refused_at_every_level(tmp_path: pathlib.Path, at: str) -> None:
     elsewhere = tmp_path / "elsewhere"
