@@ -7,6 +7,7 @@ class may replace them or be frozen. What cannot be rebuilt arrives as RemoteErr
 
 from __future__ import annotations
 
+import builtins
 import sys
 import traceback
 from typing import Any
@@ -132,8 +133,9 @@ def _traceback_text(error: BaseException, trace: Any, limit: int) -> str:
 # --- from bytes, in the person's script ---------------------------------------------------------------
 
 
-def load_exception(data: bytes) -> Exception:
+def load_exception(data: bytes, *, unpickle: bool = True) -> Exception:
     """Return the exception to raise for a failed task: its own type where it can be rebuilt here, else RemoteError.
+    Without `unpickle` only the interpreter's own types can be.
 
     The remote traceback is its `__cause__` and a note. SystemExit and its like, which would end the
     person's script rather than tell it something, come as RemoteError. Raises DataCorrupt.
@@ -145,7 +147,7 @@ def load_exception(data: bytes) -> Exception:
         record = _decoder.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise DataCorrupt(what="exception", reason=str(error)) from error
-    rebuilt = _rebuild(record)
+    rebuilt = _rebuild(record) if unpickle else _by_name(record)
     _cause.__set__(rebuilt, RemoteTraceback(record.traceback))
     _note(rebuilt, RemoteNote(f"remote traceback:\n{printable_lines(record.traceback.rstrip())}"))
     return rebuilt
@@ -178,9 +180,23 @@ def _rebuild(record: ExceptionRecord) -> Exception:
         if record.members or text_of(rebuilt) == record.message:
             return rebuilt
         unlike = rebuilt if unlike is None else unlike  # as with texts that hold an address
-    if unlike is not None:
-        return unlike
+    return unlike if unlike is not None else _remote_error(record)
+
+
+def _remote_error(record: ExceptionRecord) -> RemoteError:
     return RemoteError(type_name=record.type_name, message=record.message, remote_traceback=record.traceback)
+
+
+def _by_name(record: ExceptionRecord) -> Exception:
+    """Return one of the interpreter's own exceptions with the record's text, or RemoteError. Nothing is unpickled, and
+    an endpoint that must not run code here must not reach the terminal either."""
+    name, message = printable_lines(record.type_name), printable_lines(record.message)
+    kind = vars(builtins).get(name)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        made, _ = attempt(kind, message)
+        if made is not None and text_of(made) == message:
+            return made
+    return _remote_error(msgspec.structs.replace(record, type_name=name, message=message))
 
 
 def _from_pickle(record: ExceptionRecord) -> Any:

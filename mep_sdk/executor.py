@@ -29,7 +29,7 @@ from mep_sdk.foreign_code import failure_text
 from mep_sdk.futures import TaskFuture
 from mep_sdk.map_chunks import run_chunk
 from mep_sdk.serialize import serialize_function
-from mep_sdk.strategies import Strategylike, result_ways
+from mep_sdk.strategies import ONLY_JSON, Strategylike, result_ways
 from mep_sdk.submitter import Function, Item, Submitter, Target
 from mep_sdk.task_options import Deadline, TaskOptions, checked_options
 from mep_wire import api, limits
@@ -257,7 +257,8 @@ class Executor(concurrent.futures.Executor):
 
     @property
     def result_serializers(self) -> Iterable[Strategylike] | None:
-        """In which ways results may be sent, tried in this order; None for what suits each."""
+        """In which ways results may be sent, tried in this order; None for what suits each. With JSONData alone,
+        nothing of results and exceptions is unpickled here."""
         return self._result_serializers
 
     @result_serializers.setter
@@ -418,7 +419,8 @@ class Executor(concurrent.futures.Executor):
         if task_group_id is not None:
             self.task_group_id = task_group_id
         group = str(self.task_group_id)
-        return self._session.adopt(group, self.client.get_task_group(group))
+        task_ids = self.client.get_task_group(group)
+        return self._session.adopt(group, task_ids, only_json=self._result_ways == ONLY_JSON)
 
     # --- ending -----------------------------------------------------------------------------------------
 
@@ -492,7 +494,7 @@ class Executor(concurrent.futures.Executor):
             self._options(),
         )
         as_json, ways = self._serializer.as_json, self._result_ways
-        live = bool(self.stream_output)
+        live, only_json = bool(self.stream_output), ways == ONLY_JSON
         dump = functools.partial(
             checked_payload,
             name=name,
@@ -510,7 +512,7 @@ class Executor(concurrent.futures.Executor):
             if not waits_for:
                 dump(args, kwargs)  # and say which part it is
                 raise
-            future = self._session.submit(target, function, None, live=live)
+            future = self._session.submit(target, function, None, live=live, only_json=only_json)
             future.waits_for = tuple(waits_for)
             send = functools.partial(self._send_when_ended, future, target, function, dump, args, kwargs, waits_for)
             at_relay = self._by_reference(future, target, function, dump, args, kwargs)
@@ -520,7 +522,7 @@ class Executor(concurrent.futures.Executor):
                 at_relay.otherwise = functools.partial(_after_all, waits_for, send)
                 self._session.supply(at_relay)
         else:
-            future = self._session.submit(target, function, payload, live=live)
+            future = self._session.submit(target, function, payload, live=live, only_json=only_json)
         future.function_name = name
         self.task_count_submitted += 1
         if self._progress is not None:

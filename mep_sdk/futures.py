@@ -83,6 +83,8 @@ class TaskFuture(Future[_T]):
     came so far while the task runs, and the output of a ShellFunction's command too."""
     stderr = ""
     """The same of sys.stderr."""
+    only_json = False
+    """Whether nothing of its result is unpickled: its executor asked for JSON alone. For the session alone."""
     waits_for: tuple[Future[Any], ...] = ()
     """The futures among its arguments. For the session alone."""
     live: LiveText | None = None

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from threading import current_thread, main_thread
 from typing import Any
 
+from mep_sdk import strategies
 from mep_sdk.encoding import split_output
 from mep_sdk.errors import DataCorrupt, DataUnreadable
 from mep_sdk.foreign_code import attempt
@@ -36,14 +37,14 @@ def output_of(payload: bytes) -> tuple[str, str]:
     return stdout.decode(errors="replace"), stderr.decode(errors="replace")
 
 
-def _failure(result: api.StreamedResult, state: TaskState) -> Exception:
+def _failure(result: api.StreamedResult, state: TaskState, *, only_json: bool) -> Exception:
     """Return the exception to raise for a task that did not succeed: the function's own, else a named error."""
     text = result.text
     if result.payload:
         try:
             _, _, payload = split_output(result.payload)
             if payload:
-                error = load_exception(payload)
+                error = load_exception(payload, unpickle=not only_json)
                 if isinstance(error, ImportError):
                     attempt(note_own_version, error)  # a class of the person's may have notes of another kind
                 return error
@@ -69,9 +70,13 @@ def runs_code_to_load(payload: bytes) -> bool:
 
 
 def settle(
-    result: api.StreamedResult, load_by_reference: Callable[[bytes], Any] | None = None
+    result: api.StreamedResult,
+    load_by_reference: Callable[[bytes], Any] | None = None,
+    *,
+    only_json: bool = False,
 ) -> tuple[Any, Exception | None]:
-    """Return (value, None) for a success that can be read here, else (None, exception)."""
+    """Return (value, None) for a success that can be read here, else (None, exception). `only_json`: nothing of it is
+    unpickled, since its caller asked for JSON and an endpoint may send anything."""
     try:
         state = TaskState(result.state)
     except ValueError:
@@ -80,6 +85,8 @@ def settle(
         )
     if state is TaskState.SUCCESS:
         try:
+            if only_json and (way := strategies.data_way(result.payload)) != strategies.JSON:
+                raise DataUnreadable(what="result", where="here", reason=f"JSON was asked for, and {way} came")
             if result.payload[3:4] in MAY_BE_DATA and load_by_reference is not None and is_data(result.payload):
                 return load_by_reference(result.payload), None
             return load_result(result.payload), None
@@ -87,4 +94,4 @@ def settle(
             if type(error.__cause__) is KeyboardInterrupt and current_thread() is main_thread():
                 raise error.__cause__ from None  # the person's Ctrl-C during a long load, or as good as that
             return None, error
-    return None, _failure(result, state)
+    return None, _failure(result, state, only_json=only_json)

@@ -21,6 +21,8 @@ BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED = "bytecode", "source text", "referenc
 """How a function travels: its code object; its source text; as the name of an installed one; by cloudpickle."""
 PICKLED, JSON = "pickle", "json"
 """How values travel. A cloudpickle of a value counts as a pickle."""
+ONLY_JSON = [JSON]
+"""The `result_ways` with which nothing of a result is unpickled."""
 _CODE = frozenset({BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED})
 _DATA = frozenset({PICKLED, JSON})
 

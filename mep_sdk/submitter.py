@@ -7,6 +7,7 @@ future ends exactly once: the thread that takes it out of `_pending` ends it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import os
@@ -156,13 +157,19 @@ class Submitter:
     # --- taking tasks -----------------------------------------------------------------------------------
 
     def submit(
-        self, target: Target, function: Function, payload: bytes | None, *, live: bool = False
+        self,
+        target: Target,
+        function: Function,
+        payload: bytes | None,
+        *,
+        live: bool = False,
+        only_json: bool = False,
     ) -> TaskFuture[Any]:
-        """Queue a task; without a payload it waits for `supply`. `live`: print its output as it comes. Raises
-        RuntimeError after shutdown, and ForkedExecutor in a forked child."""
+        """Queue a task; without a payload it waits for `supply`. `live`: print its output as it comes. `only_json`:
+        unpickle nothing of its result. Raises RuntimeError after shutdown, and ForkedExecutor in a forked child."""
         self.check_process()
         future: TaskFuture[Any] = TaskFuture(new_task_id(), target.task_group_id, self)
-        future.endpoint_id = target.endpoint_id
+        future.endpoint_id, future.only_json = target.endpoint_id, only_json
         if live:
             future.live = self._live_text()
         with self._change:
@@ -215,7 +222,7 @@ class Submitter:
             self._resolve(future, None, error)
         self._settled()
 
-    def adopt(self, task_group_id: str, task_ids: Sequence[str]) -> list[TaskFuture[Any]]:
+    def adopt(self, task_group_id: str, task_ids: Sequence[str], *, only_json: bool = False) -> list[TaskFuture[Any]]:
         """Return futures for tasks that the relay has already: known ones, and new ones for the rest.
         Raises RuntimeError after shutdown, and ForkedExecutor in a forked child."""
         self.check_process()
@@ -227,6 +234,7 @@ class Submitter:
                 known = self._pending.get(task_id) or self._loading.get(task_id)
                 if known is None:
                     known = self._pending[task_id] = TaskFuture(task_id, task_group_id, self)
+                    known.only_json = only_json
                 futures.append(known)
             if futures:
                 self._listen(task_group_id).replay()
@@ -408,7 +416,7 @@ class Submitter:
             future.stdout, future.stderr = output_of(result.payload)
             if future.live is not None:
                 self._show(future, future.live.rest(result.payload))
-        self._resolve(future, *_settle(result, self._load_by_reference))
+        self._resolve(future, *_settle(result, self._load_by_reference, only_json=future.only_json))
 
     def _load_by_reference(self, payload: bytes) -> Any:
         return self.client.load_result(payload)
@@ -755,9 +763,11 @@ def _trouble(error: MepError, known: Wait | None) -> Wait:
     return Wait(error.code, text, time.time() if known is None else known.since)
 
 
-def _settle(result: api.StreamedResult, load_by_reference: Callable[[bytes], Any]) -> tuple[Any, Exception | None]:
+def _settle(
+    result: api.StreamedResult, load_by_reference: Callable[[bytes], Any], *, only_json: bool
+) -> tuple[Any, Exception | None]:
     """As `settle`. To load a result can run anything: that ends neither this thread nor the wait for the result."""
-    settled, trouble = attempt(settle, result, load_by_reference)
+    settled, trouble = attempt(functools.partial(settle, only_json=only_json), result, load_by_reference)
     if settled is not None:
         return settled
     return None, DataUnreadable(what="result", where="here", reason=failure_text(trouble) if trouble else "")

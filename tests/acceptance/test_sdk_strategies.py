@@ -21,9 +21,15 @@ def kinds(values):
     return [type(each).__name__ for each in values]
 
 
+def divide(dividend, divisor):
+    return dividend / divisor
+
+
 def test_an_executor_sends_and_gets_json(campus: Place) -> None:
     with campus.executor(serializer=JSON, result_serializers=["globus_compute_sdk.serialize.JSONData"]) as executor:
         assert executor.submit(kinds, [(1, 2), {"a": 1}]).result(WAIT_S) == ["list", "dict"]
+        with pytest.raises(ZeroDivisionError, match="division"):
+            executor.submit(divide, 1, 0).result(WAIT_S)
         executor.serializer, executor.result_serializers = ComputeSerializer(), None
         assert executor.submit(kinds, [(1, 2), {"a": 1}]).result(WAIT_S) == ["tuple", "dict"]
 

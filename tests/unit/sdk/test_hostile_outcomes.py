@@ -8,7 +8,7 @@ import pickle
 import sys
 import threading
 import traceback
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -23,13 +23,15 @@ from mep_sdk.serialize import (
     load_exception,
     load_result,
     serialize_arguments,
+    serialize_exception,
     serialize_function,
     serialize_result,
 )
 from mep_sdk.submitter import Submitter
 from mep_sdk.task_runner import TaskOutcome, run_task
 from mep_wire import api
-from mep_wire.errors import MepError, by_code
+from mep_wire.data_frames import DataFrame, Part, encode_data
+from mep_wire.errors import DeserializationError, MepError, by_code
 from mep_wire.states import TaskState
 
 LIMIT = 1 << 20
@@ -580,6 +582,64 @@ def test_ctrl_c_while_a_result_is_read_by_hand_is_the_persons() -> None:
     frame = encoding.frame(encoding.PICKLE, pickle.dumps(ResultInterrupts()))
     with pytest.raises(KeyboardInterrupt):
         settle(success("a", frame))
+
+
+class Runs:
+    """Unpickled, it runs code here."""
+
+    ran: ClassVar[list[str]] = []
+
+    def __reduce__(self):
+        return Runs.ran.append, ("code of the endpoint's",)
+
+
+class RunsAsError(Exception):
+    __reduce__ = Runs.__reduce__
+
+
+def hostile_payloads() -> list[bytes]:
+    pickled = encoding.frame(encoding.PICKLE, pickle.dumps(Runs()))
+    clouds = encoding.frame(encoding.CLOUDPICKLE, b"\0" + pickle.dumps(Runs()))
+    return [
+        *(pickled, clouds, encoding.with_output(pickled, [b"", b""]), encoding.request(["json"], pickled)),
+        *(encoding.with_output(encoding.with_output(pickled, [b"", b""]), [b"", b""]), b"", b"MEPo", b"MEPr"),
+        encode_data(DataFrame(encoding.PICKLE, "", 1, [Part(len(pickled), inline=pickled)])),
+    ]
+
+
+@pytest.mark.parametrize("number", range(len(hostile_payloads())))
+def test_where_json_alone_was_asked_for_no_result_is_unpickled(session: Submitter, number: int) -> None:
+    """An endpoint can send anything, whatever it was asked for."""
+    future = TaskFuture("a", "group", session)
+    future.only_json = True
+    session._pending["a"] = future
+    session._deliver([success("a", hostile_payloads()[number])])
+    session.wait()
+    assert isinstance(future.exception(10), DeserializationError)
+    assert not Runs.ran
+
+
+def test_where_json_alone_was_asked_for_no_exception_is_unpickled(session: Submitter) -> None:
+    payload = serialize_exception(RunsAsError("its text\x1b[2J"))
+    future = TaskFuture("a", "group", session)
+    future.only_json = True
+    session._pending["a"] = future
+    session._deliver([failure("a", TaskOutcome("TASK_FAILED", "it failed", payload))])
+    error = future.exception(10)
+    assert isinstance(error, RemoteError)
+    assert error.type_name.endswith("RunsAsError")
+    assert "its text" in str(error)
+    assert "\x1b" not in str(error)
+    assert not Runs.ran
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), ZeroDivisionError("by zero"), TimeoutError("late"), KeyError("a")])
+def test_built_in_exceptions_keep_their_types_without_a_pickle(error: Exception) -> None:
+    loaded = load_exception(serialize_exception(error), unpickle=False)
+    assert type(loaded) in (type(error), RemoteError)
+    assert str(error) in str(loaded)
+    assert isinstance(loaded, RemoteError) == isinstance(error, KeyError)  # its text is not its argument
+    assert isinstance(loaded.__cause__, RemoteTraceback)
 
 
 class PickleExits:
