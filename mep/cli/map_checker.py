@@ -58,9 +58,19 @@ def _state(name: str) -> str:
     if os.geteuid() != 0:
         return "not known: only root may read shadow entries"
     try:
-        return shadow.closed(name) or shadow.describe(shadow.read(name))
+        return shadow.closed(name) or _open(shadow.read(name))
     except OSError as error:
         return error.strerror or str(error)
+
+
+def _open(entry: shadow.Shadow | None) -> str:
+    """Describe the entry of an open account in words."""
+    if entry is None:
+        return "no shadow entry: whether it is locked, its directory and PAM alone know"
+    words = "open, with no password" if not entry.password.strip("!*") else "open, with a password"
+    if entry.expire >= 0:
+        words += f", expires {shadow.date_of(entry.expire)}"
+    return words
 
 
 class MapChecker:

@@ -26,13 +26,12 @@ from identity.callout.mapper import NO_GATEWAY
 from identity.chain import ANY_DOMAIN, Chain, Explanation
 from identity.errors import AccountMissing, MappingFileInvalid
 from identity.tracked_files import Files, Rules
-from mep.boundary import nss_database
+from mep.boundary import nss_database, untraceable
 from mep.boundary.file_trust import Trust, ours
 from mep.boundary.resolved_config import Policy
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.map_checker import MapChecker, Ruling
 from mep.config import paths as names
-from mep.root.account.account_check import become
 from mep.root.account.lookup import AccountRules
 from mep_wire.identity import Identity
 
@@ -142,13 +141,13 @@ def become_mapper(site: Site) -> str:
 
     Callouts gain no privilege, no matter which account runs this, as under the mapper.
     """
-    if os.geteuid() != 0:
-        become(None)
-        return ""
-    entry = _entry(site.mapper_account)
-    if entry is None:
-        return f"there is no account {site.mapper_account}: mapping as root, and callouts will not run"
-    become(entry)
+    if os.geteuid() == 0:
+        entry = _entry(site.mapper_account)
+        if entry is None:
+            return f"there is no account {site.mapper_account}: mapping as root, and callouts will not run"
+        untraceable.become(entry.pw_uid, entry.pw_gid)
+        untraceable.close_to_tracers()
+    untraceable.gain_no_privilege()
     return ""
 
 

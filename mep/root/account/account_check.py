@@ -14,13 +14,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pwd
 import signal
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NoReturn
 
-from mep.boundary import untraceable
 from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import SpawnFailed, StartStage
 from mep.boundary.messages import Message, NoLongerAdmitted, NotChecked, StillAdmitted
@@ -112,11 +110,3 @@ def _is_gone(subject: Subject, stage: StartStage) -> bool:
     """Tell whether a local account no longer exists. No directory has to confirm that."""
     was_here = subject.source == nss.LOCAL and stage is StartStage.LOOKUP_USER
     return was_here and nss.is_listed(subject.local_user, nss.PASSWD_FILE) is False
-
-
-def become(entry: pwd.struct_passwd | None) -> None:
-    """Permanently become this account (None: the current one) with only its primary group; exec gains no privilege."""
-    if entry is not None:
-        untraceable.become(entry.pw_uid, entry.pw_gid)
-        untraceable.close_to_tracers()
-    syscalls.set_no_new_privs()

@@ -80,13 +80,13 @@ def objection(entry: Shadow | None, today: int) -> str:
     if entry is None:
         return ""
     if entry.expire >= 0 and today >= entry.expire:
-        return f"the account has expired ({_date(entry.expire)})"
+        return f"the account has expired ({date_of(entry.expire)})"
     if (entry.password.startswith("!") and entry.password.strip("!")) or entry.password.startswith("*LK*"):
         return "the account is locked"
     if entry.changed > 0 and entry.most >= 0 and entry.inactive >= 0:
         last = entry.changed + entry.most + entry.inactive
         if today >= last:
-            return f"the account is inactive: its password expired, and was not changed by {_date(last)}"
+            return f"the account is inactive: its password expired, and was not changed by {date_of(last)}"
     return ""
 
 
@@ -97,17 +97,7 @@ def closed(name: str, *, today: int | None = None) -> str:
     return objection(read(name), int(time.time() / _DAY_S) if today is None else today)
 
 
-def describe(entry: Shadow | None) -> str:
-    """Describe the entry of an open account in words."""
-    if entry is None:
-        return "no shadow entry: whether it is locked, its directory and PAM alone know"
-    words = "open, with no password" if not entry.password.strip("!*") else "open, with a password"
-    if entry.expire >= 0:
-        words += f", expires {_date(entry.expire)}"
-    return words
-
-
-def _date(day: int) -> str:
+def date_of(day: int) -> str:
     """Return the day as a date, or as its number if it is beyond the calendar."""
     try:
         return time.strftime("%Y-%m-%d", time.gmtime(day * _DAY_S))
