@@ -76,9 +76,8 @@ class MonitorStatus:
     """That the present mapping file is refused, but not why."""
     mapping_refused_at: float = 0.0
     user_endpoints: list[dict[str, Any]] = field(default_factory=list)
-    """One mapping for each, with at least `uep_id`, `local_user`, `pid` and `state`. `mapping_checked_at` and
-    `account_checked_at` if known, and `checked_at`, the earlier of both. `overdue` and `account_overdue` if the
-    respective check is too long ago."""
+    """One mapping for each: `uep_id`, `local_user`, `pid`, `keeper_pid`, `state`, `since`; `overdue` and
+    `account_overdue` if the check of its mapping or account is too long ago."""
 
 
 def write_status(directory: Path | str, status: MonitorStatus, gid: int = -1) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 import pytest
 
 from mep.boundary import figures
-from mep.boundary.channel import Channel, encode
+from mep.boundary.channel import encode
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.messages import (
     AdminBan,
@@ -44,42 +44,11 @@ from mep.boundary.messages import (
 )
 from mep.boundary.restrictions import RestrictionKind, Restrictions
 from tests.support.accounts import LocalAccount, account, create_account, unique_name
-from tests.support.monitor import MonitorRun, running_monitor, start_as
+from tests.support.monitor import MonitorRun, Peer, running_monitor, start_as
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.root
 NOBODY = "00000000-0000-4000-8000-000000000000"
-
-
-class Peer:
-    """An administrator's connection, played by the test."""
-
-    def __init__(self, run: MonitorRun) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.settimeout(60)
-        self.socket.connect(str(run.run / "admin" / "socket"))
-        self.channel = Channel(socket.socket(fileno=os.dup(self.socket.fileno())), blocking=True)
-
-    def ask(self, message: Message) -> tuple[AdminDone, list[Message]]:
-        self.channel.send(message)
-        return self.rest()
-
-    def rest(self) -> tuple[AdminDone, list[Message]]:
-        found: list[Message] = []
-        while True:
-            received = self.channel.receive()
-            assert received is not None, "closed"
-            for descriptor in received[1]:
-                os.close(descriptor)
-            if isinstance(received[0], AdminDone):
-                return received[0], found
-            found.append(received[0])
-
-    def is_closed(self) -> bool:
-        try:
-            return not self.socket.recv(65536)
-        except ConnectionError:
-            return True
 
 
 @pytest.fixture(scope="module")

@@ -74,10 +74,16 @@ def state(run: MonitorRun) -> str:
     return str(found[0]["state"]) if found else ""
 
 
+def checked_at(run: MonitorRun) -> float:
+    """Return when mapping and account of the only user endpoint had both been checked; 0 if one hasn't."""
+    (found,) = run.listed()
+    return min(found.mapping_checked_ms, found.account_checked_ms) / 1000
+
+
 def test_somebody_who_still_maps_is_left_alone(alice: LocalAccount) -> None:
     with monitor(300) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
-        before = until("ready", lambda: state(run) == "running" and run.status()["user_endpoints"][0]["checked_at"])
+        before = until("ready", lambda: state(run) == "running" and checked_at(run))
         told = answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
         assert (told.ref, told.outcome, told.uep_id) == (900, "already_running", uep_id)
         assert not [one for one in run.audit_records() if one["event"] == "revoke"]
@@ -139,7 +145,7 @@ def test_an_answer_to_nothing_and_an_unknown_code_are_the_mappers_end(message: S
 def test_accounts_are_watched_without_manager_and_mapper(alice: LocalAccount) -> None:
     with monitor(0.5) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
-        first = until("ready", lambda: state(run) == "running" and run.status()["user_endpoints"][0]["checked_at"])
+        first = until("ready", lambda: state(run) == "running" and checked_at(run))
         assert first
         subprocess.run(["usermod", "--expiredate", "1", alice.name], check=True, capture_output=True)
         assert manager.take(EndpointRevoked)[0].code == "ACCOUNT_REFUSED"
@@ -173,13 +179,13 @@ def test_an_adopted_user_endpoint_is_watched_too(alice: LocalAccount) -> None:
 def test_a_single_user_endpoint_is_checked_by_its_owner(alice: LocalAccount) -> None:
     with monitor(0.3, owner=alice) as (run, manager, mapper):
         uep_id, _ = start_as(manager, mapper, alice.name)
-        first = until("ready", lambda: state(run) == "running" and run.status()["user_endpoints"][0]["checked_at"])
+        first = until("ready", lambda: state(run) == "running" and checked_at(run))
         manager.wait_at_most(1)
         with pytest.raises(BlockingIOError):
             manager.take(EndpointRevoked)
         manager.wait_at_most(15)
         answer(manager, mapper, StillMapped, uep_id, alice.name, "c-2")
-        until("checked again", lambda: run.status()["user_endpoints"][0]["checked_at"] > first + 0.5)
+        until("checked again", lambda: checked_at(run) > first + 0.5)
         assert "cannot be checked" not in run.log_text()
 
 
@@ -279,9 +285,9 @@ def test_no_greatest_age_is_none(alice: LocalAccount) -> None:
 
 
 def mapped_at(run: MonitorRun) -> float:
-    """Return when the mapping of the only user endpoint was confirmed, by the status file."""
-    found = run.status().get("user_endpoints", [])
-    return float(found[0].get("mapping_checked_at", 0)) if found else 0.0
+    """Return when the mapping of the only user endpoint was confirmed; 0 if the monitor doesn't serve yet."""
+    found = run.listed() if run.status() else []
+    return found[0].mapping_checked_ms / 1000 if found else 0.0
 
 
 def test_a_new_monitor_knows_how_old_a_mapping_is(alice: LocalAccount) -> None:
@@ -376,8 +382,8 @@ def test_pam_is_not_asked_of_what_runs_otherwise(alice: LocalAccount, pam_servic
     with monitor(0.3, pam=Pam(enable=True, service_name=pam_service.name)) as (run, manager, mapper):
         start_as(manager, mapper, alice.name)
         (tmp_path / "code").write_text("6")
-        first = until("checked", lambda: run.status()["user_endpoints"][0].get("account_checked_at"))
-        until("again", lambda: run.status()["user_endpoints"][0]["account_checked_at"] > first)
+        first = until("checked", lambda: run.listed()[0].account_checked_ms)
+        until("again", lambda: run.listed()[0].account_checked_ms > first)
         assert state(run) == "running"
 
 

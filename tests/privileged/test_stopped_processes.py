@@ -143,8 +143,8 @@ def test_a_checker(alice: LocalAccount, tmp_path: Path, monkeypatch: pytest.Monk
         until("it is said", lambda: "an account cannot be checked now" in run.log_text())
         until("it is killed", lambda: not Path(f"/proc/{checker}").exists())
         flag.unlink()
-        at = run.status()["user_endpoints"][0].get("account_checked_at", 0.0)
-        until("it was made again", lambda: run.status()["user_endpoints"][0]["account_checked_at"] > at)
+        at = run.listed()[0].account_checked_ms
+        until("it was made again", lambda: run.listed()[0].account_checked_ms > at)
 
 
 def _seen_often(keeper: int, seen: Counter[int]) -> int:

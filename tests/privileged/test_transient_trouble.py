@@ -155,7 +155,7 @@ def test_a_monitor_without_descriptors_lives(alice: LocalAccount) -> None:
             subprocess.run(["prlimit", f"--pid={pid}", "--nofile=500:"], check=True)
         run.puppet("mapper").send(MapperReady(epoch=bytes(16)))
         until("it is shown", lambda: run.status()["user_endpoints"][0]["state"] == "running")
-        until("the account was checked", lambda: run.status()["user_endpoints"][0].get("account_checked_at"))
+        until("the account was checked", lambda: run.listed()[0].account_checked_ms)
 
 
 def test_too_few_descriptors_for_what_is_allowed_are_said_at_the_start() -> None:

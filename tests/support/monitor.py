@@ -31,6 +31,9 @@ from mep.boundary.channel import Channel
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.messages import (
     INCARNATION_BYTES,
+    AdminDone,
+    AdminEndpoint,
+    AdminList,
     ManagerReady,
     Mapped,
     MapperReady,
@@ -133,6 +136,41 @@ class Puppet:
         """SIGKILL it. The monitor may have done so already."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
+
+
+class Peer:
+    """An administrator's connection, played by the test."""
+
+    def __init__(self, run: MonitorRun) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.socket.settimeout(60)
+        self.socket.connect(str(run.run / "admin" / "socket"))
+        self.channel = Channel(socket.socket(fileno=os.dup(self.socket.fileno())), blocking=True)
+
+    def ask(self, message: Message) -> tuple[AdminDone, list[Message]]:
+        self.channel.send(message)
+        return self.rest()
+
+    def rest(self) -> tuple[AdminDone, list[Message]]:
+        found: list[Message] = []
+        while True:
+            received = self.channel.receive()
+            assert received is not None, "closed"
+            for descriptor in received[1]:
+                os.close(descriptor)
+            if isinstance(received[0], AdminDone):
+                return received[0], found
+            found.append(received[0])
+
+    def close(self) -> None:
+        self.channel.close()
+        self.socket.close()
+
+    def is_closed(self) -> bool:
+        try:
+            return not self.socket.recv(65536)
+        except ConnectionError:
+            return True
 
 
 class MonitorRun:
@@ -266,6 +304,14 @@ class MonitorRun:
         with contextlib.suppress(OSError):
             return dict(json.loads((self.run / "status.json").read_text()))
         return {}
+
+    def listed(self) -> list[AdminEndpoint]:
+        """Its user endpoints, as administrators are told at the socket."""
+        peer = Peer(self)
+        try:
+            return [one for one in peer.ask(AdminList(""))[1] if isinstance(one, AdminEndpoint)]
+        finally:
+            peer.close()
 
     def record(self, uep_id: str) -> dict[str, Any]:
         """A keeper's record, or an empty mapping."""

@@ -100,14 +100,13 @@ class Administration(Part):
     def _row(self, one: RunningEndpoint) -> m.AdminEndpoint:
         calendar = time.time() - self._loop.clock()
         record = self._records.read(one.uep_id)
-        state = "draining" if one.draining and one.runs else one.phase.value.partition(":")[0]
         return m.AdminEndpoint(
             uid=one.uid, pid=one.pid, keeper_pid=one.keeper_pid, since_ms=_ms(one.since),
             started_ms=_ms(record.started_at if record is not None else one.since),
             mapping_checked_ms=_ms(calendar + one.mapped_at if one.mapped_at else 0.0),
             account_checked_ms=_ms(calendar + one.admitted_at if one.admitted_at else 0.0),
             overdue=int(one.overdue), account_overdue=int(one.account_overdue), uep_id=one.uep_id,
-            local_user=one.local_user, state=state, identities=clip(one.identities, 4096),
+            local_user=one.local_user, state=one.shown_state, identities=clip(one.identities, 4096),
             correlation_id=clip(one.correlation_id, 64),
             figures=self._figures(one, record.figures_fd) if record is not None else b"",
         )  # fmt: skip

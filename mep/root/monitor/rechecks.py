@@ -27,7 +27,6 @@ from mep.root.monitor.user_endpoints import RunningEndpoint
 _STALL_S = 60.0
 """If this long passes between two looks, the monitor or its host was stopped."""
 LONGEST_PAUSE_S = 5.0
-STATUS_DELAY_S = 2.0
 
 
 class Rechecks(Part):
@@ -37,7 +36,6 @@ class Rechecks(Part):
         super().__init__(shared)
         self._to_manager, self._keepers, self._budget = to_manager, keepers, budget
         self._stopped = False
-        self._status_due = False
         self._started_at = self._looked_at = self._ends_from = 0.0
 
     @property
@@ -84,7 +82,6 @@ class Rechecks(Part):
         """The keeper of `uep_id` has found that its account may be used."""
         self._endpoints[uep_id].admitted_at = self._loop.clock()
         self._keepers.account_checked(uep_id)
-        self._show()
 
     def account_refused(self, uep_id: str, detail: str) -> None:
         """The keeper of `uep_id` has found that its account may not be used, for this reason."""
@@ -115,7 +112,6 @@ class Rechecks(Part):
         if isinstance(message, m.StillMapped):
             if message.local_user == endpoint.local_user:
                 self.confirmed(endpoint)
-                self._show()
                 return
             code = Refusal.IDENTITY_REMAPPED
             detail = f"the person maps to {message.local_user} now"
@@ -131,16 +127,6 @@ class Rechecks(Part):
                 uep=endpoint.uep_id, user=endpoint.local_user, code=message.code, detail=message.detail,
             )  # fmt: skip
 
-    def _show(self) -> None:
-        """Have the times of checks written to the status file later: checks happen often."""
-        if not self._status_due:
-            self._status_due = True
-            self._loop.after(STATUS_DELAY_S, self._show_now)
-
-    def _show_now(self) -> None:
-        self._status_due = False
-        self._status.changed()
-
     # --- the age of mappings --------------------------------------------------------------------------------
 
     def _warn_age_s(self) -> float:
@@ -152,7 +138,7 @@ class Rechecks(Part):
             self._log.info(
                 "identity mapping confirmed again after a long gap", uep=endpoint.uep_id, user=endpoint.local_user
             )
-            self._status.changed()  # at once: the next warning may be due before other checks are shown
+            self._status.changed()
         self._keepers.mapping_confirmed(endpoint, self._loop.clock())
 
     def look(self) -> None:

@@ -130,21 +130,19 @@ class RunningEndpoint:
         """Whether it was told to stop, or has ended."""
         return self.phase in {UepPhase.CANCELLING, UepPhase.STOPPING, UepPhase.ENDED}
 
+    @property
+    def shown_state(self) -> str:
+        """The state that administrators see."""
+        return "draining" if self.draining and self.runs else self.phase.value.partition(":")[0]
+
     def is_named(self, incarnation: bytes) -> bool:
         """Tell whether a message about this incarnation means this process. An unknown incarnation may mean any."""
         return not incarnation or not self.incarnation or incarnation == self.incarnation
 
     def public(self) -> dict[str, Any]:
-        """Return its entry in status.json."""
-        state = self.phase.value.partition(":")[0]
-        value: dict[str, Any] = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid, "state": state}
-        value |= {"keeper_pid": self.keeper_pid, "since": round(self.since, 1)}
-        times = {"mapping_checked_at": self.mapped_at, "account_checked_at": self.admitted_at}
-        if self.mapped_at and self.admitted_at:
-            times["checked_at"] = min(self.mapped_at, self.admitted_at)
-        # These times are monotonic; the file shows calendar time.
-        now, calendar = time.monotonic(), time.time()
-        value |= {name: round(calendar - (now - at), 1) for name, at in times.items() if at}
+        """Return its entry in status.json. The times of checks, which change often, are told at the socket alone."""
+        value: dict[str, Any] = {"uep_id": self.uep_id, "local_user": self.local_user, "pid": self.pid}
+        value |= {"state": self.shown_state, "keeper_pid": self.keeper_pid, "since": round(self.since, 1)}
         flags = {"overdue": self.overdue, "account_overdue": self.account_overdue}
         return value | {name: True for name, flag in flags.items() if flag}
 
