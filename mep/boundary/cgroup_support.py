@@ -1,6 +1,6 @@
 """This host's support for limits by control group, as checked by resolver and monitor before any start.
 
-Only files are read. The keeper puts a user endpoint into its group (mep/root/keeper/cgroup.py). Source: the kernel's
+Only files are read. The keeper puts a user endpoint into its group (mep/root/kernel/cgroup.py). Source: the kernel's
 Documentation/admin-guide/cgroup-v2.rst.
 """
 

@@ -306,7 +306,7 @@ def main():
 def by_hand():
     """The tree of a host without systemd, made beside systemd's."""
     from mep.boundary.resolved_config import Limits
-    from mep.root.keeper import cgroup
+    from mep.root.kernel import cgroup
 
     child = subprocess.Popen(["sleep", "600"])
     limits = Limits(memory_max=50 * MIB, tasks_max=20, cpu_max=1.5, io_weight=50, person_memory_max=100 * MIB)

@@ -57,12 +57,12 @@ from mep.root.account.lookup import (
     source_of,
 )
 from mep.root.keeper.account_recheck import AccountRecheck
-from mep.root.keeper.cgroup import Cgroup, CgroupGate
 from mep.root.keeper.hooks import HookResult, run_hook
 from mep.root.keeper.monitor_link import MonitorLink
 from mep.root.keeper.pam_session import PamProcess
 from mep.root.keeper.supervisor import MAX_PUBLIC, STOPPED, ProcessEnding, Supervisor
 from mep.root.kernel import process_exit, syscalls
+from mep.root.kernel.cgroup import Cgroup, CgroupGate
 from mep.root.kernel.keeper_record import ENDED, RUNNING, Records, new_record
 from mep.root.kernel.process_tree import kill_descendants
 from mep.root.kernel.signals import Wakeup, wait_readable

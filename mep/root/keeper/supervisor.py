@@ -26,9 +26,9 @@ from mep.boundary.messages import (
     UepReady,
 )
 from mep.root.keeper.account_recheck import AccountRecheck
-from mep.root.keeper.cgroup import Cgroup
 from mep.root.keeper.monitor_link import MonitorLink
 from mep.root.keeper.pam_session import PamProcess
+from mep.root.kernel.cgroup import Cgroup
 from mep.root.kernel.process_tree import MAX_REAPS, describe_status, kill_descendants, raise_priority, reap, reap_each
 from mep.root.kernel.signals import Wakeup, wait_readable
 

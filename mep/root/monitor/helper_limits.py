@@ -16,7 +16,7 @@ from typing import NamedTuple
 from mep.boundary.log import Log
 from mep.boundary.messages import MAX_DOCUMENT_BYTES
 from mep.boundary.resolved_config import Limits, Resolved
-from mep.root.keeper.cgroup import CgroupFailed, enter_helper_group
+from mep.root.kernel.cgroup import CgroupFailed, enter_helper_group
 from mep.root.monitor.child import ChildKind
 
 _MIB = 2**20

@@ -27,7 +27,7 @@ from mep.boundary.messages import Shutdown
 from mep.boundary.resolved_config import Limits, ManagerSection, MapperSection, section_json
 from mep.boundary.runtime_files import MANAGER_SOCKET
 from mep.root.account.system_accounts import invoking_account, system_account
-from mep.root.keeper.cgroup import remove_helper_group
+from mep.root.kernel.cgroup import remove_helper_group
 from mep.root.kernel.network_namespace import left_network
 from mep.root.kernel.spawn import SpawnAccount, SpawnPlan, StageReport, spawn
 from mep.root.kernel.unix_socket import listen

@@ -16,9 +16,9 @@ from mep.boundary.channel import Channel, clip
 from mep.boundary.errors import NO_ROOM, OWN_LIMIT, SCARCE, Refusal, StartStage, public_text
 from mep.boundary.memfd import sealed_memfd
 from mep.boundary.runtime_files import boot_id, start_ticks
-from mep.root.keeper.cgroup import kill, remove
 from mep.root.keeper.keeper import KeeperOrder, keeper_main
 from mep.root.keeper.supervisor import STOPPED
+from mep.root.kernel.cgroup import kill, remove
 from mep.root.kernel.keeper_record import ENDED, KeeperRecord, kill_user_endpoint
 from mep.root.kernel.process_tree import children
 from mep.root.monitor.child import Child, ChildKind, Phase

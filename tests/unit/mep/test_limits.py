@@ -16,8 +16,8 @@ from mep.boundary.resolved_config import GroupLimits, Limits
 from mep.config.limits import resolved_limits, size
 from mep.config.parser import read_document
 from mep.root.account.lookup import limits_of
-from mep.root.keeper import cgroup
-from mep.root.keeper.cgroup import CgroupGate, rlimits
+from mep.root.kernel import cgroup
+from mep.root.kernel.cgroup import CgroupGate, rlimits
 from mep.root.kernel.spawn import SpawnAccount
 from user_endpoint.engines.process_pool.limit_watch import MemoryWatch
 
@@ -67,7 +67,7 @@ def test_the_first_group_decides() -> None:
 
 
 def test_rlimits_need_no_control_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mep.root.keeper.cgroup.can_group", lambda: False)
+    monkeypatch.setattr("mep.root.kernel.cgroup.can_group", lambda: False)
     limits = Limits(open_files=100, file_size=4096, processes=20)
     assert cgroup_support.problem([limits]) == ""
     assert [value for _, value in rlimits(limits)] == [100, 4096, 20]
@@ -94,7 +94,7 @@ def test_a_child_that_cannot_be_placed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.EBUSY, "busy")
 
-    monkeypatch.setattr("mep.root.keeper.cgroup.enter", fail)
+    monkeypatch.setattr("mep.root.kernel.cgroup.enter", fail)
     gate = CgroupGate("site", "uep", SpawnAccount("alice", 1000, 1000, (), "/", "/bin/sh"), Limits(memory_max=1))
     with pytest.raises(SpawnFailed) as caught:
         gate.admit(1, lambda: 1.0)

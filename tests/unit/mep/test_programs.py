@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mep.root.keeper import cgroup
+from mep.root.kernel import cgroup
 from mep.root.kernel.program import STOPPED, Program, run
 from tests.support.waiting import until
 

@@ -1,4 +1,4 @@
-"""A user endpoint's control group: created, watched and killed by its keeper, which is never a member itself.
+"""Control groups: of user endpoints, of manager and mapper. A keeper creates, watches and kills its user endpoint's.
 
 If systemd is init, it owns the tree. A transient scope is requested with busctl: `StartTransientUnit` of
 org.freedesktop.systemd1(5), in a slice of the account, in a slice of the endpoint. A single-user endpoint asks its
@@ -9,7 +9,8 @@ group that the monitor was started in, because a service manager may change that
 The child waits at a gate before its first step until the keeper has put it into its group, so neither it nor its
 descendants are ever outside the group. The other side of the gate is in spawn.py.
 
-Trusts its configuration, systemd and the kernel. Called by keeper.py, and with a record by keepers.py.
+A keeper is never a member itself. Trusts its configuration, systemd and the kernel. Called by keeper.py and
+supervisor.py, by helper_limits.py, and with a dead keeper's record by keepers.py.
 """
 
 from __future__ import annotations
