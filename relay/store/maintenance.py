@@ -22,6 +22,7 @@ import msgspec
 from mep_wire.states import TaskState
 from relay.store import statements
 from relay.store.chunks import ChunkMissing, Chunks, digest_in
+from relay.store.records import PIECE_USE_BYTES
 from relay.store.schema import MIGRATIONS, StateTooNew, migrate
 
 MANIFEST = "backup.json"
@@ -53,7 +54,8 @@ CHECKS = {
         "SELECT count(*) FROM task_groups g WHERE g.bytes <> "
         "(SELECT coalesce(sum(length(r.payload)), 0) FROM results r WHERE r.group_row = g.group_row) + "
         "(SELECT coalesce(sum(length(i.payload)), 0) FROM tasks t JOIN inputs i ON i.row = t.row "
-        "WHERE t.group_row = g.group_row)"
+        f"WHERE t.group_row = g.group_row) + {PIECE_USE_BYTES} * (SELECT count(*) FROM tasks t "
+        "JOIN chunk_uses u ON u.row = t.row WHERE t.group_row = g.group_row)"
     ),
 }
 """By the damage: a query that counts it, in the words of both databases."""

@@ -231,13 +231,14 @@ def _fresh_upload(store: SqliteStore | PostgresStore) -> None:
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
 def test_each_use_of_a_piece_counts_until_it_is_over(kind: str, tmp_path: Path) -> None:
     if kind == "sqlite":
-        _uses_count(SqliteStore(tmp_path / "relay.db"))
+        file = tmp_path / "relay.db"
+        _uses_count(SqliteStore(file), SqliteDatabase(file))
         return
     with postgres() as server, server.database() as url:
-        _uses_count(PostgresStore(url))
+        _uses_count(PostgresStore(url), PostgresDatabase(url, str))
 
 
-def _uses_count(store: SqliteStore | PostgresStore) -> None:
+def _uses_count(store: SqliteStore | PostgresStore, database: Database) -> None:
     def do(change: Callable[[Any], Any]) -> Any:
         return store.submit(change).result(60)
 
@@ -258,6 +259,7 @@ def _uses_count(store: SqliteStore | PostgresStore) -> None:
     ]
     do(lambda tx: tx.record_endings(1, ends))
     assert store.stored_bytes("a") == chunks + 3 * (2 + 3 * USE) + 3 * (1 + 2 * USE)
+    assert not [found for found in database.check() if "wrong size" in found]
     do(lambda tx: tx.drop_inputs(0, 2))
     assert store.stored_bytes("a") == chunks + (2 + 3 * USE) + 3 * (1 + 2 * USE)
     assert do(lambda tx: tx.sweep(2.0, 10)) == 2
