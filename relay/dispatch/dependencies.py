@@ -44,7 +44,7 @@ class Released:
 def check(tx: Tx, owner: str, endpoint_id: str, tasks: Sequence[NewTask]) -> None:
     """Check what these tasks, which are about to be stored, wait for. Raises DependencyRefused."""
     new = {task.task_id for task in tasks}
-    for task_id in dict.fromkeys(each for task in tasks for each in task.depends_on if each not in new):
+    for task_id in (each for each in _awaited(tasks) if each not in new):
         place = tx.task_place(task_id)
         if place is None or place[1] != owner:
             raise DependencyRefused(task_id=uuid_text(task_id), reason="you have no task of this id")
@@ -55,14 +55,24 @@ def check(tx: Tx, owner: str, endpoint_id: str, tasks: Sequence[NewTask]) -> Non
 def hold(tx: Tx, added: Added, tasks: Sequence[NewTask]) -> list[int]:
     """Hold the tasks just stored that wait for others; return the rows of these. A task that was there before never
     begins to wait for a later one: that could close a circle."""
-    awaited: list[int] = []
-    places = {each: tx.task_place(each) for each in dict.fromkeys(each for task in tasks for each in task.depends_on)}
+    places = {each: tx.task_place(each) for each in _awaited(tasks)}
+    waiting: defaultdict[tuple[bytes, ...], list[int]] = defaultdict(list)
     for row, task in zip(added.rows, tasks, strict=True):
-        on_rows = [place[0] for each in task.depends_on if (place := places[each]) is not None]
-        if on_rows and not (added.repeated and max(on_rows) > row):
-            tx.hold(row, on_rows)
-            awaited += on_rows
-    return list(dict.fromkeys(awaited))
+        waiting[task.depends_on].append(row)
+    awaited: dict[int, None] = {}
+    for task_ids, rows in waiting.items():
+        on_rows = [place[0] for each in task_ids if (place := places[each]) is not None]
+        held = [row for row in rows if not (added.repeated and max(on_rows) > row)] if on_rows else []
+        if held:
+            tx.hold(held, on_rows)
+            awaited |= dict.fromkeys(on_rows)
+    return list(awaited)
+
+
+def _awaited(tasks: Sequence[NewTask]) -> Iterable[bytes]:
+    """Return the ids of all tasks that these wait for: many may wait for the same."""
+    sets = dict.fromkeys(task.depends_on for task in tasks)
+    return dict.fromkeys(each for task_ids in sets for each in task_ids)
 
 
 def release(tx: Tx, on_rows: Iterable[int]) -> Released:
@@ -71,15 +81,17 @@ def release(tx: Tx, on_rows: Iterable[int]) -> Released:
     look = list(on_rows)
     while look:
         endings: defaultdict[int, list[TaskEnding]] = defaultdict(list)
-        for row, uep_row in dict.fromkeys(each for on_row in look for each in tx.decided_dependents(on_row)):
-            dependencies = tx.dependencies(row)
+        for set_row in dict.fromkeys(each for on_row in look for each in tx.decided_sets(on_row)):
+            held = tx.held_by(set_row)
+            dependencies = tx.dependencies(held[0][0]) if held else []
             failed = next((each for each in dependencies if _has_failed(each)), None)
             if failed is not None:
-                endings[uep_row].append(_ending(row, failed))
+                for row, uep_row in held:
+                    endings[uep_row].append(_ending(row, failed))
             elif all(each.state is TaskState.SUCCESS for each in dependencies):
-                tx.release(row)
-                if key := tx.uep_key(uep_row):
-                    found.ready[uep_row] = key
+                tx.release(set_row)
+                keys = {uep_row: tx.uep_key(uep_row) for uep_row in {uep_row for _, uep_row in held}}
+                found.ready |= {uep_row: key for uep_row, key in keys.items() if key}
         looked += look
         look = []
         for uep_row, ends in endings.items():
@@ -89,7 +101,7 @@ def release(tx: Tx, on_rows: Iterable[int]) -> Released:
                 before = found.failed[uep_row][1] if uep_row in found.failed else Settled(groups=frozenset(), ended=0)
                 groups, rows = before.groups | settled.groups, [*before.rows, *settled.rows]
                 found.failed[uep_row] = key, replace(settled, groups=groups, ended=len(rows), rows=rows)
-    found.over = [row for row in looked if not tx.held_dependents(row)]
+    found.over = [row for row in looked if not tx.is_awaited(row)]
     return found
 
 

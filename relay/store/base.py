@@ -167,21 +167,24 @@ class TaskTx(Protocol):
     def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
         """Return a task's row, its owner and its endpoint."""
 
-    def hold(self, row: int, on_rows: Sequence[int]) -> bool:
-        """Have a queued task wait for others; False where that was said before, and nothing is changed."""
+    def hold(self, rows: Sequence[int], on_rows: Sequence[int]) -> None:
+        """Have queued tasks wait for others; those of which this was said before are left alone."""
 
-    def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
-        """Return the rows, and the user endpoints, of the held tasks that wait for this one."""
+    def is_awaited(self, on_row: int) -> bool:
+        """Return whether a held task waits for this one."""
 
-    def decided_dependents(self, on_row: int) -> list[tuple[int, int]]:
-        """Return those among them that wait no longer: this one has failed, or all that they wait for have succeeded
-        or failed. None while this one is unfinished."""
+    def decided_sets(self, on_row: int) -> list[int]:
+        """Return the sets of tasks with this one, about which it is decided: this one has failed, or all of them have
+        succeeded or failed. None while this one is unfinished."""
+
+    def held_by(self, set_row: int) -> list[tuple[int, int]]:
+        """Return the rows, and the user endpoints, of the held tasks that wait for this set."""
 
     def dependencies(self, row: int) -> list[Dependency]:
         """Return the tasks that this one waits for, or has waited for."""
 
-    def release(self, row: int) -> None:
-        """Hold a task no longer."""
+    def release(self, set_row: int) -> None:
+        """Hold the tasks no longer that wait for this set."""
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
         """Mark the first queued tasks, by priority and then by age, as dispatched and return them: at least one (if

@@ -161,20 +161,23 @@ class DelegatingTx:
     def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
         return self._tx.task_place(task_id)
 
-    def hold(self, row: int, on_rows: Sequence[int]) -> bool:
-        return self._tx.hold(row, on_rows)
+    def hold(self, rows: Sequence[int], on_rows: Sequence[int]) -> None:
+        self._tx.hold(rows, on_rows)
 
-    def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
-        return self._tx.held_dependents(on_row)
+    def is_awaited(self, on_row: int) -> bool:
+        return self._tx.is_awaited(on_row)
 
-    def decided_dependents(self, on_row: int) -> list[tuple[int, int]]:
-        return self._tx.decided_dependents(on_row)
+    def decided_sets(self, on_row: int) -> list[int]:
+        return self._tx.decided_sets(on_row)
+
+    def held_by(self, set_row: int) -> list[tuple[int, int]]:
+        return self._tx.held_by(set_row)
 
     def dependencies(self, row: int) -> list[Dependency]:
         return self._tx.dependencies(row)
 
-    def release(self, row: int) -> None:
-        self._tx.release(row)
+    def release(self, set_row: int) -> None:
+        self._tx.release(set_row)
 
     def take_queued(self, uep_row: int, limit: int, max_bytes: int) -> list[QueuedTask]:
         return self._tx.take_queued(uep_row, limit, max_bytes)

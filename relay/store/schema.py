@@ -172,6 +172,13 @@ MIGRATIONS: tuple[str, ...] = (
     INSERT INTO piece_sources SELECT u.uep_row, c.name FROM chunks c JOIN ueps u ON u.account_id = c.owner
         WHERE c.stored = 1 AND c.touched_at > CAST(strftime('%s', 'now') AS REAL) AND u.link_key IS NOT NULL;
     """,
+    """
+    ALTER TABLE dependencies RENAME COLUMN row TO set_row;
+    ALTER TABLE tasks ADD COLUMN waits_for INTEGER NOT NULL DEFAULT 0;
+    UPDATE tasks SET waits_for = row WHERE row IN (SELECT set_row FROM dependencies);
+    CREATE INDEX tasks_held ON tasks (waits_for, state) WHERE held = 1;
+    CREATE INDEX tasks_waits ON tasks (waits_for, state) WHERE waits_for > 0;
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

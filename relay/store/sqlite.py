@@ -591,26 +591,27 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         found: tuple[int, str, str] | None = self._db.execute(sql.TASK_PLACE, (task_id,)).fetchone()
         return found
 
-    def hold(self, row: int, on_rows: Sequence[int]) -> bool:
-        if self._db.execute(sql.HAS_DEPENDENCIES, (row,)).fetchone()[0]:
-            return False
-        self._db.executemany(sql.ADD_DEPENDENCY, [(row, slot, on_row) for slot, on_row in enumerate(on_rows)])
-        self._db.execute(sql.HOLD, (row,))
-        return True
+    def hold(self, rows: Sequence[int], on_rows: Sequence[int]) -> None:
+        (set_row,) = self._db.execute(sql.NEXT_SET).fetchone()
+        if self._db.executemany(sql.HOLD, [(set_row, row) for row in rows]).rowcount > 0:
+            members = [(set_row, slot, on_row) for slot, on_row in enumerate(on_rows)]
+            self._db.executemany(sql.ADD_DEPENDENCY, members)
 
-    def held_dependents(self, on_row: int) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = self._db.execute(sql.HELD_DEPENDENTS, (on_row,)).fetchall()
-        return found
+    def is_awaited(self, on_row: int) -> bool:
+        return bool(self._db.execute(sql.IS_AWAITED, (on_row,)).fetchone()[0])
 
-    def decided_dependents(self, on_row: int) -> list[tuple[int, int]]:
-        found: list[tuple[int, int]] = self._db.execute(sql.DECIDED_DEPENDENTS, (on_row,)).fetchall()
+    def decided_sets(self, on_row: int) -> list[int]:
+        return [set_row for (set_row,) in self._db.execute(sql.DECIDED_SETS, (on_row,)).fetchall()]
+
+    def held_by(self, set_row: int) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = self._db.execute(sql.HELD_BY, (set_row,)).fetchall()
         return found
 
     def dependencies(self, row: int) -> list[Dependency]:
         return [_dependency(found) for found in self._db.execute(sql.DEPENDENCIES, (row,)).fetchall()]
 
-    def release(self, row: int) -> None:
-        self._db.execute(sql.RELEASE, (row,))
+    def release(self, set_row: int) -> None:
+        self._db.execute(sql.RELEASE, (set_row,))
 
     # --- dispatching ------------------------------------------------------------------------------
 
@@ -734,6 +735,7 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             self._db.executemany(statement, [(row,) for _, row, *_ in old])
         self._db.executemany(sql.SWEEP_RESULT, [(seq,) for seq, *_ in old])
         self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, _, group, size, *_ in old])
+        self._db.executemany(sql.DROP_SET, [(waits, waits) for waits in {one[5] for one in old} - {0, None}])
         self._leave_chunks({name for *_, result, arguments in old for name in (result, arguments)})
         return len(old)
 

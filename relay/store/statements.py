@@ -230,40 +230,49 @@ END_TASK = (
     "UPDATE tasks SET state = ?, seq = ?, started_at = max(started_at, ?), ended_at = ? "
     f"WHERE row = ? AND state < {_END}"
 )
-# --- tasks that wait for others at the relay: a task that is held waits for those in `dependencies` ----
+# --- tasks that wait for others at the relay ---------------------------------------------------------
+#
+# Tasks that wait for the same others have these as one set in `dependencies`, which `waits_for` names: ten thousand
+# tasks may wait for the same hundred. A task that is held waits still.
 
 TASK_PLACE = (
     "SELECT t.row, g.owner, u.endpoint_id FROM tasks t JOIN task_groups g ON g.group_row = t.group_row "
     "JOIN ueps u ON u.uep_row = t.uep_row WHERE t.task_id = ?"
 )
-HAS_DEPENDENCIES = "SELECT EXISTS (SELECT 1 FROM dependencies WHERE row = ?)"
-ADD_DEPENDENCY = "INSERT INTO dependencies (row, slot, on_row) VALUES (?, ?, ?)"
-HOLD = f"UPDATE tasks SET held = 1 WHERE row = ? AND state = {_QUEUED}"
-RELEASE = "UPDATE tasks SET held = 0 WHERE row = ?"
-HELD_DEPENDENTS = (
-    "SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row "
-    f"WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END} ORDER BY d.row"
+NEXT_SET = "SELECT coalesce(max(set_row), 0) + 1 FROM dependencies"
+ADD_DEPENDENCY = "INSERT INTO dependencies (set_row, slot, on_row) VALUES (?, ?, ?)"
+HOLD = f"UPDATE tasks SET held = 1, waits_for = ? WHERE row = ? AND state = {_QUEUED} AND waits_for = 0"
+RELEASE = "UPDATE tasks SET held = 0 WHERE waits_for = ? AND held = 1"
+HELD_BY = (
+    f"SELECT row, uep_row FROM tasks WHERE waits_for = ? AND waits_for > 0 AND held = 1 AND state < {_END} ORDER BY row"
 )
-# Those that can be released or ended: this one has failed, or was the last. The search ends at the first open one.
-DECIDED_DEPENDENTS = (
-    "SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row "
-    f"LEFT JOIN tasks a ON a.row = d.on_row WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END} AND "
+IS_AWAITED = (
+    "SELECT EXISTS (SELECT 1 FROM dependencies d JOIN tasks t ON t.waits_for = d.set_row "
+    f"WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END})"
+)
+# Those about which it can be decided: this task has failed, or was the last. The search ends at the first open one.
+DECIDED_SETS = (
+    "SELECT DISTINCT d.set_row FROM dependencies d LEFT JOIN tasks a ON a.row = d.on_row WHERE d.on_row = ? AND "
     f"(a.state IS NULL OR a.state > {_END} OR a.state = {_END} AND NOT EXISTS (SELECT 1 FROM dependencies e "
-    f"JOIN tasks o ON o.row = e.on_row WHERE e.row = d.row AND o.state < {_END})) ORDER BY d.row"
+    f"JOIN tasks o ON o.row = e.on_row WHERE e.set_row = d.set_row AND o.state < {_END})) ORDER BY d.set_row"
 )
 DEPENDENCIES = (
-    "SELECT o.task_id, o.state, coalesce(r.code, ''), coalesce(r.text, '') FROM dependencies d "
-    "LEFT JOIN tasks o ON o.row = d.on_row LEFT JOIN results r ON r.seq = o.seq WHERE d.row = ? ORDER BY d.slot"
+    "SELECT o.task_id, o.state, coalesce(r.code, ''), coalesce(r.text, '') FROM tasks t "
+    "JOIN dependencies d ON d.set_row = t.waits_for "
+    "LEFT JOIN tasks o ON o.row = d.on_row LEFT JOIN results r ON r.seq = o.seq WHERE t.row = ? ORDER BY d.slot"
 )
 INPUTS = (
-    "SELECT r.payload, r.chunk FROM dependencies d JOIN tasks o ON o.row = d.on_row "
-    "JOIN results r ON r.seq = o.seq WHERE d.row = ? ORDER BY d.slot"
+    "SELECT r.payload, r.chunk FROM tasks t JOIN dependencies d ON d.set_row = t.waits_for "
+    "JOIN tasks o ON o.row = d.on_row JOIN results r ON r.seq = o.seq WHERE t.row = ? ORDER BY d.slot"
 )
 AWAITED = (
-    f"SELECT DISTINCT d.on_row FROM dependencies d JOIN tasks t ON t.row = d.row WHERE t.held = 1 AND t.state < {_END}"
+    "SELECT DISTINCT on_row FROM dependencies WHERE set_row IN "
+    f"(SELECT waits_for FROM tasks WHERE held = 1 AND state < {_END})"
 )
-DEPENDENT_ROWS = (
-    f"SELECT DISTINCT d.row, t.uep_row FROM dependencies d JOIN tasks t ON t.row = d.row WHERE t.state < {_END}"
+DEPENDENT_ROWS = f"SELECT row, uep_row FROM tasks WHERE waits_for > 0 AND state < {_END}"
+DROP_SET = (
+    "DELETE FROM dependencies WHERE set_row = ? "
+    "AND NOT EXISTS (SELECT 1 FROM tasks WHERE waits_for = ? AND waits_for > 0)"
 )
 # What the pieces that a result's task needed, or has brought, count: the parenthesis is closed where it is used.
 _USES = f"{PIECE_USE_BYTES} * (SELECT count(*) FROM chunk_uses u WHERE u.row = r.row"
@@ -271,15 +280,14 @@ _USES = f"{PIECE_USE_BYTES} * (SELECT count(*) FROM chunk_uses u WHERE u.row = r
 # numbers are never given again.
 OLDEST_RESULTS = (
     f"SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0) + {_USES}), "
-    "r.chunk, coalesce(i.chunk, '') "
+    "(SELECT waits_for FROM tasks t WHERE t.row = r.row), r.chunk, coalesce(i.chunk, '') "
     "FROM results r LEFT JOIN inputs i ON i.row = r.row "
     "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) "
-    "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks w ON w.row = d.row "
-    f"WHERE d.on_row = r.row AND w.state < {_END}) ORDER BY r.seq LIMIT ?"
+    "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks w ON w.waits_for = d.set_row "
+    f"WHERE d.on_row = r.row AND w.waits_for > 0 AND w.state < {_END}) ORDER BY r.seq LIMIT ?"
 )
 SWEEP = (
     "DELETE FROM inputs WHERE row = ?",
-    "DELETE FROM dependencies WHERE row = ?",
     "DELETE FROM tasks WHERE row = ?",
     "DELETE FROM chunk_uses WHERE row = ?",
 )
@@ -336,8 +344,8 @@ RESULT_PIECE = (
     "SELECT c.name FROM chunks c WHERE c.owner = ? AND c.digest = ? AND c.stored = 1 AND ("
     "EXISTS (SELECT 1 FROM piece_sources s WHERE s.uep_row = ? AND s.chunk = c.name) "
     "OR EXISTS (SELECT 1 FROM chunk_uses u WHERE u.chunk = c.name AND u.row = ? AND u.in_result = 0) "
-    "OR EXISTS (SELECT 1 FROM dependencies d JOIN chunk_uses u ON u.row = d.on_row AND u.in_result = 1 "
-    "AND u.chunk = c.name WHERE d.row = ?))"
+    "OR EXISTS (SELECT 1 FROM tasks t JOIN dependencies d ON d.set_row = t.waits_for "
+    "JOIN chunk_uses u ON u.row = d.on_row AND u.in_result = 1 AND u.chunk = c.name WHERE t.row = ?))"
 )
 OWNER_OF_TASK = "SELECT g.owner FROM tasks t JOIN task_groups g ON g.group_row = t.group_row WHERE t.row = ?"
 USE_CHUNK = "INSERT INTO chunk_uses (chunk, row, in_result) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
@@ -354,8 +362,8 @@ PIECE_OF_UEP = (
     "SELECT c.name FROM chunks c WHERE c.owner = ? AND c.digest = ? AND c.stored = 1 AND (EXISTS (SELECT 1 "
     "FROM chunk_uses u JOIN tasks t ON t.row = u.row WHERE u.chunk = c.name AND u.in_result = 0 "
     f"AND t.uep_row = ? AND t.state < {_END}) OR EXISTS (SELECT 1 "
-    "FROM chunk_uses u JOIN dependencies d ON d.on_row = u.row JOIN tasks t ON t.row = d.row "
-    f"WHERE u.chunk = c.name AND u.in_result = 1 AND t.uep_row = ? AND t.state < {_END}))"
+    "FROM chunk_uses u JOIN dependencies d ON d.on_row = u.row JOIN tasks t ON t.waits_for = d.set_row "
+    f"WHERE u.chunk = c.name AND u.in_result = 1 AND t.waits_for > 0 AND t.uep_row = ? AND t.state < {_END}))"
 )
 KNOWN_CHUNK = "SELECT 1 FROM chunks WHERE name = ?"
 # Every chunk that a task or a result refers to.

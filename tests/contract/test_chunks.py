@@ -304,7 +304,7 @@ def _sources(store: SqliteStore | PostgresStore) -> None:
         NewTask(task_id=b"2" * 16, function=function, payload=b""),
     ]
     first, second = do(lambda tx: tx.add_tasks("a", "group", 1, tasks, 0, 1.0)).rows
-    do(lambda tx: tx.hold(second, [first]))
+    do(lambda tx: tx.hold([second], [first]))
     for row in (first, second):
         ending = TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"", digests=tuple(digests.values()))
         do(lambda tx, ending=ending: tx.record_endings(1, [ending]))

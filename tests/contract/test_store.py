@@ -1061,8 +1061,13 @@ def test_an_end_in_another_way_ends_all_that_wait(
 def test_a_task_that_waits_on_costs_next_to_nothing(work: Work) -> None:
     """Ten thousand tasks may wait for the same hundred: each end of those is looked at in one transaction."""
     asked: list[Any] = []
+    held: list[Any] = []
 
     class Noting(DelegatingTx):
+        def hold(self, rows: Any, on_rows: Any) -> None:
+            held.append((rows, on_rows))
+            super().hold(rows, on_rows)
+
         def dependencies(self, row: int) -> list[Any]:
             asked.append(row)
             return super().dependencies(row)
@@ -1081,12 +1086,34 @@ def test_a_task_that_waits_on_costs_next_to_nothing(work: Work) -> None:
 
     rows = do(work.store, store)
     assert asked == [one.task_id, two.task_id]
-    for number, looked_at in enumerate([[], rows[2:]]):
+    assert held == [(rows[2:], rows[:2])]  # the pairs are two rows, not six
+    for number, looked_at in enumerate([[], rows[2:3]]):
         asked.clear()
         ending = TaskEnding(row=rows[number], state=S.SUCCESS, payload=b"", ended_at=2.0)
         do(work.store, lambda tx, ending=ending: tx.record_endings(work.uep.row, [ending]))
         do(work.store, lambda tx, row=ending.row: dependencies.release(Noting(tx), [row]))
         assert asked == looked_at
+
+
+def test_tasks_of_one_set_end_and_go_on_their_own(work: Work) -> None:
+    one, two = waiting(work), waiting(work)
+    pair = [waiting(work, one.task_id, two.task_id) for _ in range(3)]
+    first, second, *rows = stored(work, one, two, *pair)
+    assert takes(work) == [first, second]
+    ended(work, rows[0], S.CANCELLED)
+    ended(work, first, S.SUCCESS, b"one")
+    ended(work, second, S.SUCCESS, b"two")
+    assert takes(work) == rows[1:]
+    ended(work, rows[1], S.SUCCESS)
+    newest = stored(work, waiting(work))[0]
+    ended(work, newest, S.SUCCESS)
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the first of the set, and the second
+    assert work.store.inputs(rows[2]) == [(b"one", ""), (b"two", "")]
+    ended(work, rows[2], S.SUCCESS)
+    newest = stored(work, waiting(work))[0]
+    ended(work, newest, S.SUCCESS)
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 4
+    assert do(work.store, lambda tx: tx._db.execute("SELECT count(*) FROM dependencies").fetchone()) == (0,)
 
 
 def test_a_result_stays_while_a_task_waits_for_it(work: Work) -> None:
