@@ -21,13 +21,14 @@ from relay import settings as relay_settings
 from relay.settings import ConfigRefused, RelaySettings
 from relay.state_dir import StateDir, StateRefused, become_relay_account, default_dir
 from relay.store.group_commit import LOCK_WAIT_S
+from relay.store.maintenance import Tell
 from relay.store.opening import DriverMissing, open_store
 from relay.store.schema import StateTooNew
 
 UNUSABLE = (StateTooNew, DriverMissing, sqlite3.DatabaseError)
 """The errors of opening a database: made by a newer relay, damaged, away, or locked for too long."""
 become = become_relay_account
-PROGRESS_S = 0.2
+PROGRESS_S = 10.0
 """How often the progress of long work is shown."""
 
 
@@ -144,23 +145,39 @@ def secret(settings: RelaySettings) -> Callable[[], str]:
 
 
 @contextmanager
-def progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Show on a terminal how far long work has come. The value is called with how much is done, and how much of it
-    there is."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _of: None
+def progress() -> Iterator[Tell]:
+    """Show on standard error how far long work has come: a bar for each part of it on a terminal, else a line now and
+    then. The value is called with the name of a part, how much of it is done, and how much of it there is."""
+    if sys.stderr.isatty():
+        with _bars() as tell:
+            yield tell
         return
-    said = [0.0]
+    said_at = time.monotonic()
 
-    def tell(done: int, of: int) -> None:
-        if time.monotonic() - said[0] > PROGRESS_S or done == of:
-            said[0] = time.monotonic()
-            click.echo(f"\r{done:,} of {of:,} {what}", nl=False, err=True)
+    def tell_plainly(what: str, done: int, of: int) -> None:
+        nonlocal said_at
+        if time.monotonic() - said_at > PROGRESS_S:
+            said_at = time.monotonic()
+            click.echo(f"{what}: {done:,} of {of:,}", err=True)
 
-    try:
+    yield tell_plainly
+
+
+@contextmanager
+def _bars() -> Iterator[Tell]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    known: dict[str, TaskID] = {}
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def tell(what: str, done: int, of: int) -> None:
+            if what not in known:
+                known[what] = bars.add_task(what, total=of)
+            bars.update(known[what], completed=min(done, of), total=of)
+
         yield tell
-    finally:
-        click.echo("\r\x1b[K", nl=False, err=True)
 
 
 def no_relay(where: Where) -> click.ClickException:

@@ -147,7 +147,7 @@ def check(where: Where, *, no_chunks: bool, as_json: bool) -> None:
 
 
 def _chunk_report(database: Database, chunks: Chunks) -> ChunkReport:
-    with progress("chunks read") as tell:
+    with progress() as tell:
         return maintenance.check_chunks(database, chunks, tell)
 
 
@@ -168,10 +168,10 @@ def backup(directory: Path, where: Where, *, as_json: bool) -> None:
     """
     state = existing_state(where)
     _check_fresh(directory.absolute())
-    with _said(state):
+    with _said(state), progress() as tell:
         try:
             manifest = maintenance.back_up(
-                _database(state, where), state.directory, directory.absolute(), _chunk_directory(state, where)
+                _database(state, where), state.directory, directory.absolute(), _chunk_directory(state, where), tell
             )
         except PermissionError as error:
             raise click.ClickException(_cannot_write(directory.absolute().parent, error)) from error
@@ -209,7 +209,9 @@ def restore_command(directory: Path, where: Where, *, replace: bool, as_json: bo
         database = _database(state, where)
         if database.version() and not replace:
             raise click.ClickException("there is a database already: --replace gives it up for the backup")
-        manifest = maintenance.restore(database, state.directory, directory.absolute(), _chunk_directory(state, where))
+        chunks = _chunk_directory(state, where)
+        with progress() as tell:
+            manifest = maintenance.restore(database, state.directory, directory.absolute(), chunks, tell)
         database.upgrade()
     show(msgspec.to_builtins(manifest), f"restored the state of {_time(manifest.at)}", as_json=as_json)
     _say_bucket(where, "chunks that the bucket has lost must be put back", "DIRECTORY {chunks}")
@@ -381,7 +383,8 @@ def _ask(where: Where, what: str, **fields: Any) -> dict[str, Any]:
 def drain(where: Where, *, off: bool, as_json: bool) -> None:
     """Make the relay refuse new tasks, and report that it isn't ready, while it finishes those that it has.
 
-    Clients try again by themselves, so nothing is lost if the relay is restarted then.
+    Shows how many these are; repeat it to see how far they are. Clients try again by themselves, so nothing is lost if
+    the relay is restarted then.
 
     \b
     Examples:
@@ -390,8 +393,15 @@ def drain(where: Where, *, off: bool, as_json: bool) -> None:
     """
     answer = _ask(where, "drain", on=not off)
     refuses = "The relay refuses new tasks until `mep-relay drain --off`, or until it is restarted."
-    text = "The relay takes new tasks." if off else refuses
-    show(answer, text, as_json=as_json)
+    with store_of(where) as store:
+        counts = store.open_by_state()
+    answer["tasks"] = {
+        state.name.lower(): counts.get(state, 0)
+        for state in (TaskState.RUNNING, TaskState.DISPATCHED, TaskState.QUEUED)
+    }
+    running, sent, waiting = answer["tasks"].values()
+    under_way = f"{running:,} tasks run, {sent:,} were sent and have not begun, {waiting:,} wait."
+    show(answer, f"{'The relay takes new tasks.' if off else refuses}\n{under_way}", as_json=as_json)
 
 
 @click.command(name="remove", short_help="Remove an endpoint of any owner.")

@@ -11,9 +11,10 @@ import hashlib
 import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,12 @@ CHECKS = {
 """By the damage: a query that counts it, in the words of both databases."""
 
 
+Tell = Callable[[str, int, int], None]
+"""Is told how far long work has come: a part of it, how much of this part is done, and how much of it there is."""
+_BLOCK = 4 * 1024 * 1024
+_LOOK_S = 0.2
+
+
 class CannotRestore(Exception):
     """A backup can't be restored. The text says why."""
 
@@ -96,10 +103,10 @@ class Database(Protocol):
     def referred_chunks(self) -> set[str]:
         """Return the names of the chunks that tasks and results refer to. Raises sqlite3.Error."""
 
-    def backup(self, directory: Path) -> int:
+    def backup(self, directory: Path, tell: Tell) -> int:
         """Write the database as it is at one moment into `directory`; return its schema's version."""
 
-    def restore(self, directory: Path, version: int) -> None:
+    def restore(self, directory: Path, version: int, tell: Tell) -> None:
         """Put the database of a backup in place of the present one."""
 
 
@@ -143,29 +150,63 @@ class SqliteDatabase:
         finally:
             connection.close()
 
-    def backup(self, directory: Path) -> int:
+    def backup(self, directory: Path, tell: Tell) -> int:
         """See Database. One step, so that writers neither wait nor make it begin again."""
         copy = directory / self._file.name
         os.close(os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
         source, target = sqlite3.connect(self._file), sqlite3.connect(copy)
         try:
-            source.backup(target)
+            with _watched(copy, self._file.stat().st_size, tell):
+                source.backup(target)
             target.execute("PRAGMA journal_mode = DELETE").fetchone()
         finally:
             target.close()
             source.close()
         return _version(copy)
 
-    def restore(self, directory: Path, version: int) -> None:
+    def restore(self, directory: Path, version: int, tell: Tell) -> None:
         """See Database."""
         fresh = self._file.with_name(f".{self._file.name}.restored")
-        shutil.copyfile(directory / self._file.name, fresh)
+        with _watched(fresh, (directory / self._file.name).stat().st_size, tell):
+            shutil.copyfile(directory / self._file.name, fresh)
         fresh.chmod(0o600)
         with fresh.open("rb") as file:
             os.fsync(file.fileno())
         for ending in ("-wal", "-shm"):  # they belong to the one before
             self._file.with_name(self._file.name + ending).unlink(missing_ok=True)
         fresh.replace(self._file)
+
+
+@contextmanager
+def _watched(file: Path, size: int, tell: Tell) -> Iterator[None]:
+    """Tell how long a file is that another thread makes in one call: it is to have about `size` bytes."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(_LOOK_S):
+            with suppress(OSError):
+                tell("database: bytes copied", min(size, file.stat().st_size), size)
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+    tell("database: bytes copied", size, size)
+
+
+def counting(tell: Tell, what: str, of: int) -> Callable[[int], None]:
+    """Return what adds to how much of a part is done."""
+    done = 0
+
+    def more(count: int) -> None:
+        nonlocal done
+        done += count
+        tell(what, done, of)
+
+    return more
 
 
 def _version(file: Path) -> int:
@@ -200,10 +241,10 @@ class ChunkReport(msgspec.Struct, kw_only=True):
         return [text for text, _ in sorted(found, key=lambda each: each[1])]
 
 
-def check_chunks(database: Database, chunks: Chunks, tell: Callable[[int, int], None]) -> ChunkReport:
+def check_chunks(database: Database, chunks: Chunks, tell: Tell) -> ChunkReport:
     """Read every chunk that the database refers to, and list those that it does not. A relay may serve.
 
-    `tell` is given how many were read and how many there are. Raises ChunksUnavailable, sqlite3.Error.
+    Raises ChunksUnavailable, sqlite3.Error.
     """
     stored = {name for name, _ in chunks.names()}  # first: a chunk is there before anything refers to it
     wanted = database.referred_chunks()
@@ -214,14 +255,16 @@ def check_chunks(database: Database, chunks: Chunks, tell: Callable[[int, int], 
                 report.damaged.append(name)
         except ChunkMissing:
             report.missing.append(name)
-        tell(number, len(wanted))
+        tell("chunks read", number, len(wanted))
     if report.missing:  # some may have gone with their tasks in the meantime
         still = database.referred_chunks()
         report.missing = [name for name in report.missing if name in still]
     return report
 
 
-def back_up(database: Database, state: Path, directory: Path, chunks: Path | None = None) -> Manifest:
+def back_up(
+    database: Database, state: Path, directory: Path, chunks: Path | None = None, tell: Tell = lambda *_: None
+) -> Manifest:
     """Make a backup in `directory`, which must not exist; of `chunks` too, if they are in a directory.
 
     Raises OSError, sqlite3.Error.
@@ -229,20 +272,22 @@ def back_up(database: Database, state: Path, directory: Path, chunks: Path | Non
     fresh = directory.with_name(f".{directory.name}.{os.getpid()}")
     fresh.mkdir(mode=0o700)
     try:
-        version = database.backup(fresh)
+        version = database.backup(fresh, tell)
         for name in KEYS:
             if (state / name).exists():
                 shutil.copyfile(state / name, fresh / name)
                 (fresh / name).chmod(0o600)
         if chunks is not None:
-            _copy_chunks(chunks, fresh / CHUNKS)  # none that the database refers to has gone: see KEEP_S
+            _copy_chunks(chunks, fresh / CHUNKS, tell)  # none that the database refers to has gone: see KEEP_S
         names = sorted(path.relative_to(fresh).as_posix() for path in fresh.rglob("*") if path.is_file())
-        manifest = Manifest(
-            kind=database.kind, schema=version, at=time.time(), files={name: _digest(fresh / name) for name in names}
-        )
+        more = counting(tell, "bytes checked", sum((fresh / name).stat().st_size for name in names))
+        files = {name: _digest(fresh / name, more) for name in names}
+        manifest = Manifest(kind=database.kind, schema=version, at=time.time(), files=files)
         (fresh / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
-        for path in [*fresh.rglob("*"), fresh]:
+        made = [*fresh.rglob("*"), fresh]
+        for number, path in enumerate(made, start=1):
             _sync(path)
+            tell("files on the disk", number, len(made))
         if directory.exists():
             raise FileExistsError(f"{directory} exists already")
         fresh.rename(directory)
@@ -253,27 +298,31 @@ def back_up(database: Database, state: Path, directory: Path, chunks: Path | Non
     return manifest
 
 
-def read_manifest(directory: Path) -> Manifest:
+def read_manifest(directory: Path, tell: Tell = lambda *_: None) -> Manifest:
     """Return the manifest of a backup with all its files whole. Raises CannotRestore."""
     try:
         manifest = _manifest_decoder.decode((directory / MANIFEST).read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
         raise CannotRestore(f"{directory} is no backup: {error}") from error
+    sizes = [path.stat().st_size for name in manifest.files if (path := directory / name).is_file()]
+    more = counting(tell, "bytes checked", sum(sizes))
     for name, digest in manifest.files.items():
         path = directory / name
         if not path.resolve().is_relative_to(directory.resolve()) or not path.is_file():
             raise CannotRestore(f"{path} is missing")
-        if _digest(path) != digest:
+        if _digest(path, more) != digest:
             raise CannotRestore(f"{path} is damaged: its SHA-256 is not the one in {MANIFEST}")
     return manifest
 
 
-def _copy_chunks(chunks: Path, copy: Path, *, mend: bool = False) -> None:
+def _copy_chunks(chunks: Path, copy: Path, tell: Tell, *, mend: bool = False) -> None:
     """Copy every chunk that is not there yet. Their bytes never change, so on one file system a link is a copy.
 
     With `mend`, a chunk that is there and has other bytes is replaced.
     """
-    for path in chunks.glob("*/[!.]*"):
+    found = list(chunks.glob("*/[!.]*"))
+    for number, path in enumerate(found, start=1):
+        tell("chunks copied", number, len(found))
         target = copy / path.parent.name / path.name
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if mend and target.exists() and _digest(target) != _digest(path):
@@ -290,20 +339,22 @@ def _copy_chunks(chunks: Path, copy: Path, *, mend: bool = False) -> None:
                 target.chmod(0o600)
 
 
-def restore(database: Database, state: Path, directory: Path, chunks: Path | None = None) -> Manifest:
+def restore(
+    database: Database, state: Path, directory: Path, chunks: Path | None = None, tell: Tell = lambda *_: None
+) -> Manifest:
     """Put a backup in place of the relay's state. The caller holds the lock of the server.
 
     Raises CannotRestore, StateTooNew, OSError, sqlite3.Error.
     """
-    manifest = read_manifest(directory)
+    manifest = read_manifest(directory, tell)
     if manifest.kind != database.kind:
         raise CannotRestore(f"the backup is one of {manifest.kind}, and the relay is set up for {database.kind}")
     if manifest.schema > len(MIGRATIONS):
         raise StateTooNew.versions(manifest.schema, len(MIGRATIONS))
     if chunks is not None and (directory / CHUNKS).is_dir():
         chunks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _copy_chunks(directory / CHUNKS, chunks, mend=True)
-    database.restore(directory, manifest.schema)
+        _copy_chunks(directory / CHUNKS, chunks, tell, mend=True)
+    database.restore(directory, manifest.schema, tell)
     for name in KEYS:
         if name in manifest.files:
             fresh = state / f".{name}.restored"
@@ -315,9 +366,13 @@ def restore(database: Database, state: Path, directory: Path, chunks: Path | Non
     return manifest
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Path, more: Callable[[int], None] = lambda _count: None) -> str:
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        while block := file.read(_BLOCK):
+            digest.update(block)
+            more(len(block))
+    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -15,7 +15,7 @@ import psycopg
 from psycopg import sql
 
 from relay.store import postgres
-from relay.store.maintenance import CHECKS, CannotRestore
+from relay.store.maintenance import CHECKS, CannotRestore, Tell, counting
 from relay.store.postgres_sql import schema
 from relay.store.statements import REFERRED_CHUNKS
 
@@ -27,6 +27,11 @@ _IDENTITIES = (
     "SELECT table_name, column_name FROM information_schema.columns "
     "WHERE table_schema = current_schema() AND is_identity = 'YES'"
 )
+_SIZE = (
+    "SELECT coalesce(sum(pg_table_size(oid)), 0)::bigint FROM pg_class "
+    "WHERE relkind = 'r' AND relnamespace = current_schema()::regnamespace"
+)
+"""About as many bytes as the copies of the tables have."""
 _HOURS_S = 6 * 3600.0
 """Longest that one step may take."""
 
@@ -82,20 +87,23 @@ class PostgresDatabase:
         with self._open() as connection:
             return {name for (name,) in connection.execute(REFERRED_CHUNKS)}
 
-    def backup(self, directory: Path) -> int:
+    def backup(self, directory: Path, tell: Tell) -> int:
         """See Database."""
         with self._driver() as connection, connection.transaction():
             connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             (version,) = connection.execute("SELECT max(version) FROM schema_version").fetchone() or (0,)
+            (size,) = connection.execute(_SIZE).fetchone() or (0,)
+            more = counting(tell, "database: bytes copied", int(str(size)))
             for table in _names(connection):
                 command = sql.SQL("COPY {} TO STDOUT (FORMAT binary)").format(sql.Identifier(table))
                 descriptor = os.open(directory / f"{table}.copy", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
                 with open(descriptor, "wb") as file, connection.cursor().copy(command) as copy:
                     for data in copy:
                         file.write(data)
+                        more(len(data))
         return int(str(version))
 
-    def restore(self, directory: Path, version: int) -> None:
+    def restore(self, directory: Path, version: int, tell: Tell) -> None:
         """See Database. All of it is one transaction: it is the backup, or as it was."""
         with self._driver() as connection:
             free = connection.execute("SELECT pg_try_advisory_lock(%s)", [postgres.SERVE_LOCK]).fetchone()
@@ -107,11 +115,14 @@ class PostgresDatabase:
                 for number in range(1, version + 1):
                     connection.execute(schema(number).encode())
                 connection.execute(postgres.VERSIONS.encode())
-                for path in _in_order(directory):
+                paths = _in_order(directory)
+                more = counting(tell, "database: bytes copied", sum(path.stat().st_size for path in paths))
+                for path in paths:
                     command = sql.SQL("COPY {} FROM STDIN (FORMAT binary)").format(sql.Identifier(path.stem))
                     with path.open("rb") as file, connection.cursor().copy(command) as copy:
                         while data := file.read(1 << 20):
                             copy.write(data)
+                            more(len(data))
                 for row in connection.execute(_IDENTITIES.encode()).fetchall():
                     _go_on_after(connection, str(row[0]), str(row[1]))
 

@@ -141,14 +141,17 @@ def test_a_drained_relay_takes_no_new_tasks_and_goes_on_with_the_others(relay: R
     lab = FakeManager(relay, alice.token).hello()
     function = alice.function()
     answer = alice.submit(lab.endpoint_id, function, ["x"])
-    relay.cli("drain")
+    assert "0 tasks run, 0 were sent and have not begun, 1 wait." in relay.cli("drain").stdout
     path, body = f"/v3/endpoints/{lab.endpoint_id}/submit", {"tasks": {function: ["x"]}}
     assert "drains" in alice.refused(503, "RELAY_UNAVAILABLE", "POST", path, body)
     assert relay.request("GET", "/readyz")[0] == 503
     assert relay.request("GET", "/healthz")[0] == 200
     uep = lab.start()
     uep.credit(1)
-    uep.finish(uep.take(1))
+    tasks = uep.take(1)
+    counts = {"running": 0, "dispatched": 1, "queued": 0}
+    assert json.loads(relay.cli("drain", "--json").stdout)["tasks"] == counts
+    uep.finish(tasks)
     assert alice.task(answer["tasks"][function][0])["status"] == "success"
     relay.cli("drain", "--off")
     alice.ok("POST", path, body)
@@ -252,6 +255,43 @@ def test_commands_for_a_server_say_that_there_is_none(tmp_path: Path) -> None:
     for words in (("drain",), ("task", "cancel", "01977f5e-0000-7000-8000-000000000000")):
         done = relay.cli(*words, check=False)
         assert (done.returncode, "no relay serves this state directory" in done.stderr) == (1, True)
+
+
+class TalkativeRelay(RelayProcess):
+    """A relay with commands that say at each step how far they are."""
+
+    def _command(self, *words: str) -> list[str]:
+        *python, code = super()._command()[:4]
+        patch = "import relay.cli_common as c; c.PROGRESS_S = 0.0;"
+        return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
+
+
+def test_long_work_shows_how_far_it_is(tmp_path: Path) -> None:
+    relay, talkative = RelayProcess(tmp_path), TalkativeRelay(tmp_path)
+    relay.add_user("alice")
+    chunks = relay.state / "data" / "a"
+    chunks.mkdir(mode=0o700, parents=True)
+    for number in range(3):
+        (chunks / f"{number:064x}.{number:016x}").write_bytes(b"chunk")
+    saved = str(tmp_path / "saved")
+    assert not relay.cli("db", "backup", saved).stderr  # it is done in no time
+    lines = talkative.cli("db", "restore", saved, "--replace").stderr.splitlines()
+    assert "chunks copied: 3 of 3" in lines
+    assert [line for line in lines if line.startswith("database: bytes copied: ")]
+    assert [line for line in lines if line.startswith("bytes checked: ")]
+    assert "files on the disk: " in talkative.cli("db", "backup", str(tmp_path / "other")).stderr
+
+    ours, theirs = os.openpty()
+    command = relay._command("db", "backup", str(tmp_path / "again"))
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=theirs, check=True, timeout=60)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of what a terminal has
+        while data := os.read(ours, 65536):
+            shown += data
+    os.close(ours)
+    assert b"chunks copied" in shown
+    assert b"100%" in shown
 
 
 # --- endpoints, tasks, queues, storage --------------------------------------------------------------
