@@ -3,8 +3,8 @@
 A piece belongs to one person, and the same bytes of one person are one chunk (`relay.dispatch.payloads`). To know a
 digest gives nothing. A person reads their own pieces alone. A user endpoint, known by the key of its link, reads the
 pieces that its own unfinished tasks need: those of their arguments, and of the results that they are sent with. It
-reads nothing else of its person's, and can add pieces for results. A result can refer to what its user endpoint has sent
-and its task was given: else one could name another site's piece, and read it as an argument of a task that waits.
+reads nothing else of its person's, and can add pieces for results. A result can refer to what its user endpoint has
+sent and its task was given: else one could name another site's piece, and read it for a task that waits.
 Uploads are kept for KEEP_S without a task, and payloads.KEEP_S after their last one. Called by the API and by the
 dispatcher, in the event loop's thread.
 """

@@ -272,7 +272,8 @@ class Dispatcher:
             uep = self.live.by_row.get(uep_row)
             away = await self.delivery.cancel(uep_row, rows, ask=uep is not None and uep.peer is not None)
             ask = codec.encode(messages.CancelTasks(rows=away))
-            if away and not (uep is not None and uep.peer is not None and self._plane.send(uep.peer, ask) and not uep.no_room):
+            told = away and uep is not None and uep.peer is not None and self._plane.send(uep.peer, ask)
+            if away and not (told and uep is not None and uep.no_room is None):
                 # It is away, or has results that cannot come: the tasks end here and now, and it hears of it.
                 away = await self.delivery.cancel(uep_row, away, ask=False)
             asked.update(away)  # if its link dies before it hears of it, its next hello brings it up again

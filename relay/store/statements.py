@@ -316,7 +316,8 @@ NOTE_DELIVERED = "UPDATE task_groups SET delivered_seq = ? WHERE group_row = ? A
 # below, one that is kept for longer already stays for longer: an upload is kept for a day.
 CLAIM_CHUNK = (
     "INSERT INTO chunks (name, owner, digest, size, stored, touched_at) VALUES (?, ?, ?, ?, 0, ?) "
-    "ON CONFLICT (owner, digest) DO UPDATE SET touched_at = max(chunks.touched_at, excluded.touched_at) RETURNING name, stored"
+    "ON CONFLICT (owner, digest) DO UPDATE SET touched_at = max(chunks.touched_at, excluded.touched_at) "
+    "RETURNING name, stored"
 )
 # A reference to a chunk goes: from now on it is kept for as long as after a claim.
 LEAVE_CHUNK = "UPDATE chunks SET touched_at = max(touched_at, ?) WHERE name = ?"

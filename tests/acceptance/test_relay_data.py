@@ -166,7 +166,6 @@ def test_a_result_waits_at_its_site_until_its_person_has_room(relay: RelayProces
     assert got(alice, digest_of(data)) == (200, data)
 
 
-
 def test_a_user_endpoint_reads_what_its_own_unfinished_tasks_need(relay: RelayProcess) -> None:
     alice = Person(relay, "alice")
     function, others = alice.function(), b"for another site" * 100

@@ -263,7 +263,7 @@ def _uses_count(store: SqliteStore | PostgresStore, database: Database) -> None:
     do(lambda tx: tx.drop_inputs(0, 2))
     assert store.stored_bytes("a") == chunks + (2 + 3 * USE) + 3 * (1 + 2 * USE)
     assert do(lambda tx: tx.sweep(2.0, 10)) == 2
-    assert dict((owner, size) for owner, size, _ in store.storage()) == {"a": chunks + (2 + 3 * USE) + (1 + 2 * USE)}
+    assert {owner: size for owner, size, _ in store.storage()} == {"a": chunks + (2 + 3 * USE) + (1 + 2 * USE)}
     do(lambda tx: tx.drop_inputs(0, 10))
     assert store.stored_bytes("a") == chunks + 1 + 2 * USE
     store.close()
@@ -284,9 +284,7 @@ def _sources(store: SqliteStore | PostgresStore) -> None:
 
     def kept_by(row: int) -> list[str]:
         found = do(
-            lambda tx: tx._db.execute(
-                "SELECT chunk FROM chunk_uses WHERE row = ? AND in_result = 1", (row,)
-            ).fetchall()
+            lambda tx: tx._db.execute("SELECT chunk FROM chunk_uses WHERE row = ? AND in_result = 1", (row,)).fetchall()
         )
         return sorted(name for (name,) in found)
 

@@ -30,7 +30,7 @@ def answers(scene: Scene) -> list[messages.Explained]:
 
 async def answered(scene: Scene) -> None:
     async with asyncio.timeout(30):
-        while scene.manager.questions:
+        while scene.manager.questions:  # noqa: ASYNC110 - it is for the test alone
             await asyncio.sleep(0)
 
 
