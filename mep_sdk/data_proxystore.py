@@ -10,9 +10,9 @@ values are stored as they were, and nothing changes for a script that does not i
 
 from __future__ import annotations
 
-import sys
-import types
 from typing import Any
+
+from mep_sdk.when_imported import when_imported
 
 _SERIALIZE = "proxystore.serialize"
 _PICKLE, _CLOUDPICKLE = b"PK", b"CP"
@@ -20,32 +20,7 @@ _PICKLE, _CLOUDPICKLE = b"PK", b"CP"
 
 def install() -> None:
     """Set ProxyStore up, now or when it is imported."""
-    loaded = sys.modules.get(_SERIALIZE)
-    if loaded is not None:
-        set_up(loaded)
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder:
-    """Waits for the import of ProxyStore's serializers."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return the module's own spec with a loader that sets it up; None for every other module."""
-        if name != _SERIALIZE:
-            return None
-        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((each for each in found if each is not None), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def exec_module(module: types.ModuleType) -> None:
-                execute(module)
-                set_up(module)
-
-            loader.exec_module = exec_module
-        return spec
+    when_imported(_SERIALIZE, set_up)
 
 
 def set_up(module: Any) -> None:

@@ -104,7 +104,7 @@ RULES = {
         ("mep_link.zap", *_ENGINE), _libraries("kubernetes", "msgspec", "parsl", "urllib3", "yaml", "zmq")
     ),
     "user_endpoint.workers": Rule(
-        ("user_endpoint.workers", "mep_sdk.foreign_code", *_ENGINE), _libraries("cloudpickle")
+        ("user_endpoint.workers", "mep_sdk.foreign_code", "mep_sdk.when_imported", *_ENGINE), _libraries("cloudpickle")
     ),
     "mep": Rule(()),
     "mep.boundary": Rule(SHARED),

@@ -14,6 +14,8 @@ import sys
 import types
 from typing import Any
 
+from mep_sdk.when_imported import when_imported
+
 _REDUCTION = "multiprocessing.reduction"
 
 
@@ -23,36 +25,7 @@ def install() -> None:
     main.__file__ = __file__
     sys.modules["__main__"] = main
     sys.orig_argv = [sys.executable]
-    _pickle_by_value()
-
-
-def _pickle_by_value() -> None:
-    loaded = sys.modules.get(_REDUCTION)
-    if loaded is not None:
-        _set_up(loaded)
-    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Finder())
-
-
-class _Finder:
-    """Waits for the import of multiprocessing's pickler."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        """Return the module's own spec, whose loader sets the pickler up; None for every other module."""
-        if name != _REDUCTION:
-            return None
-        found = (finder.find_spec(name, path, target) for finder in sys.meta_path if finder is not self)
-        spec = next((each for each in found if each is not None), None)
-        if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            execute = loader.exec_module
-
-            def exec_module(module: types.ModuleType) -> None:
-                execute(module)
-                _set_up(module)
-
-            loader.exec_module = exec_module
-        return spec
+    when_imported(_REDUCTION, _set_up)
 
 
 def _set_up(reduction: Any) -> None:
@@ -76,4 +49,4 @@ def _is_found_by_name(value: Any) -> bool:
 
 
 if __name__ == "__mp_main__":
-    _pickle_by_value()
+    when_imported(_REDUCTION, _set_up)
