@@ -128,3 +128,9 @@ def read(path: str) -> str:
             return file.read()
     except OSError:
         return ""
+
+
+def test_a_large_result_goes_by_reference(campus: Any) -> None:
+    with campus.executor("alice") as executor:
+        executor.resource_specification = {"num_nodes": 1}
+        assert len(executor.submit(bytes, 12_000_000).result(timeout=RESULT_S)) == 12_000_000

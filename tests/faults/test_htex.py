@@ -17,7 +17,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from mep_sdk.data_files import LIMIT_FILE
+from mep_sdk.encoding import split_output
 from mep_sdk.serialize import load_result, serialize_arguments, serialize_function
+from mep_wire.data_frames import read_data
 from mep_wire.errors import EndpointMisconfigured
 from mep_wire.messages import ResultItem
 from tests.support.waiting import until
@@ -29,6 +32,10 @@ from user_endpoint.settings import JobStatusSettings
 
 def echo(value: object) -> object:
     return value
+
+
+def zeros(count: int) -> bytes:
+    return bytes(count)
 
 
 def note(path: str, seconds: float) -> int:
@@ -554,6 +561,18 @@ def stock_launch_command() -> str:
 def test_parsls_own_worker_pool_can_be_used(make: Callable[..., Bench]) -> None:
     bench = make(launch_cmd=stock_launch_command(), max_workers_per_node=1)
     assert [bench.value(bench.submit(echo, number), timeout_s=30) for number in range(3)] == [0, 1, 2]
+
+
+def test_large_results_of_parsls_own_pool_go_by_reference(make: Callable[..., Bench]) -> None:
+    bench = make(launch_cmd=stock_launch_command(), max_workers_per_node=1)
+    data = bench.directory / "data"
+    data.mkdir(mode=0o700)
+    (data / LIMIT_FILE).write_text("20000000")
+    (item,) = bench.wait(bench.submit(zeros, 12_000_000), timeout_s=30)
+    assert item.code == ""
+    frame = read_data(split_output(item.payload)[2])
+    assert frame is not None and frame.size > 12_000_000
+    assert all((data / digest.hex()).is_file() for digest in frame.digests)
 
 
 def test_ports_are_outside_of_the_ephemeral_range_and_keys_are_private(make: Callable[..., Bench]) -> None:

@@ -288,6 +288,7 @@ class HtexEngine:
                 self._max_result_bytes,
                 task.resource_spec,
                 task.attempt,
+                str(self._directory.with_name("data")),
             )
         )
 

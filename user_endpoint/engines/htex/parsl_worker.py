@@ -17,6 +17,12 @@ def run(data: bytes) -> bytes:
     """Return the encoded Result of the encoded Task `data`."""
     task = protocol.decode_task(data)
     started = time.time()
-    outcome = run_task(task.function, task.payload, max_result_bytes=task.max_result_bytes, cache=_cache)
+    outcome = run_task(
+        task.function,
+        task.payload,
+        max_result_bytes=task.max_result_bytes,
+        cache=_cache,
+        data_directory=task.data_directory,
+    )
     result = protocol.Result(task.id, outcome.code, outcome.text, outcome.payload, started, time.time())
     return protocol.encode(result)

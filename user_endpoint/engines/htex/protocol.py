@@ -28,6 +28,8 @@ class HtexTask(msgspec.Struct, frozen=True, array_like=True):
     max_result_bytes: int
     resource_spec: bytes = b""
     attempt: int = 1
+    data_directory: str = ""
+    """Where a worker without a run directory of its own puts large results."""
 
 
 class Result(msgspec.Struct, frozen=True, array_like=True):
