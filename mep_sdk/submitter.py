@@ -35,7 +35,7 @@ from mep_sdk.result_stream import ResultListener
 from mep_sdk.status_poller import PAGE, StatusPoller
 from mep_sdk.task_options import TaskOptions
 from mep_wire import api, limits
-from mep_wire.data_frames import digests_of, is_data
+from mep_wire.data_frames import MAY_BE_DATA, digests_of, is_data
 from mep_wire.errors import DataExpired, DependencyRefused, MepError, RelayUnreachable, TaskNotFound
 from mep_wire.states import API_STATUS, TaskState
 from mep_wire.text import printable
@@ -47,7 +47,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("mep_sdk")
 
 _BODY_BYTES = limits.MAX_BODY_BYTES - 256 * 1024
-_TASK_OVERHEAD_BYTES = 64
+_TASK_OVERHEAD_BYTES = 256
+"""Of a task with a function of its own: both ids of the function, that of the task, and the heads of MessagePack."""
+_TEXT_BYTES = 2
+"""Of a short text's head in MessagePack."""
 _CANCEL_S = 9.0
 """How long to cancel may take, with a relay that is away or says nothing."""
 _CANCEL_ARRIVES_S = 5.0
@@ -299,7 +302,7 @@ class Submitter:
         limit = max(1, min(self.batch_size, limits.MAX_TASKS_PER_SUBMIT))
         while self._queue and len(items) < limit:
             item = self._queue[0]
-            size += len(item.payload) + _TASK_OVERHEAD_BYTES
+            size += _size_in_request(item)
             if items and size > _BODY_BYTES:
                 break
             self._queue.popleft()
@@ -805,6 +808,14 @@ def _body(target: Target, groups: list[list[Item]]) -> api.SubmitBody:
         depends_on=depends_on or None,
         **target.options._asdict(),
     )
+
+
+def _size_in_request(item: Item) -> int:
+    """Return how many bytes a task adds to a request, or some more."""
+    texts = list(item.depends_on)
+    if item.payload[3:4] in MAY_BE_DATA and is_data(item.payload):
+        texts += [digest.hex() for digest in digests_of(item.payload)]
+    return len(item.payload) + _TASK_OVERHEAD_BYTES + sum(len(text) + _TEXT_BYTES for text in texts)
 
 
 def _decoded(text: bytes) -> dict[str, Any] | None:

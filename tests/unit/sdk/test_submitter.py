@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import pickle
 import sys
 from typing import Any
 
+import msgspec
 import pytest
 
-from mep_sdk import encoding
+from mep_sdk import encoding, submitter
 from mep_sdk.errors import DataUnreadable
-from mep_sdk.futures import TaskFuture
+from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.serialize import serialize_result
-from mep_sdk.submitter import Submitter
+from mep_sdk.submitter import Submitter, Target
+from mep_sdk.task_options import TaskOptions
 from mep_wire import api
+from mep_wire.data_frames import DataFrame, Part, encode_data
 from mep_wire.states import TaskState
 
 
@@ -59,3 +63,24 @@ def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: 
     with pytest.raises(DataUnreadable, match="SystemExit: from the result"):
         first.result(0)
     assert second.result(0) == 2
+
+
+def by_reference(count: int) -> bytes:
+    parts = [Part(1 << 22, os.urandom(32)) for _ in range(count)]
+    return encode_data(DataFrame(encoding.PICKLE, "", 2, parts), encoding.OUTPUT_WANTED)
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 70_000, by_reference(1), by_reference(500)], ids=range(4))
+@pytest.mark.parametrize("others", [0, 1, 100])
+def test_a_request_is_no_larger_than_its_tasks_were_taken_to_be(payload: bytes, others: int) -> None:
+    target = Target(new_task_id(), new_task_id(), b"", b"", TaskOptions())
+    depends_on = tuple(new_task_id() for _ in range(others))
+
+    def item() -> submitter.Item:
+        future: TaskFuture[Any] = TaskFuture(new_task_id(), target.task_group_id, None)
+        return submitter.Item(future, target, submitter.Function(id=new_task_id()), payload, depends_on)
+
+    items = [item() for _ in range(300)]
+    request = msgspec.msgpack.encode(submitter._body(target, [[each] for each in items]))
+    empty = msgspec.msgpack.encode(submitter._body(target, []))
+    assert len(request) - len(empty) <= sum(map(submitter._size_in_request, items))
