@@ -6,7 +6,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from mep_sdk.argument_checks import FUNCTION_IDS, GROUP_IDS, check_call, check_kind, checked_id
@@ -22,10 +22,12 @@ from mep_wire.errors import PayloadTooLarge
 from mep_wire.ids import uuid7
 from mep_wire.user_values import check_characters
 
+if TYPE_CHECKING:
+    from mep_sdk.data_transfer import DataTransfer
+
 UuidLike = UUID | str
-ByReference = Callable[[Sequence[Any], Mapping[str, Any], str, Sequence[str]], bytes]
-"""Makes a payload of arguments that are too large for one: args, kwargs, the function's name, and the ways in which the
-result may be sent."""
+_SURELY_TAKEN_BYTES = 16 * 1024
+"""Arguments up to this size are not worth a question about the relay's limit."""
 
 
 def user_runtime() -> dict[str, str]:
@@ -49,10 +51,11 @@ def checked_payload(
     result_ways: Sequence[str] = (),
     explain: bool = True,
     live_output: bool = False,
-    by_reference: ByReference | None = None,
+    data: Callable[[], DataTransfer] | None = None,
+    progress: Any = None,
 ) -> bytes:
-    """Return serialized arguments, or what `by_reference` makes of those that are too large. Raises
-    ArgumentsUnserializable, PayloadTooLarge, and what `by_reference` raises."""
+    """Return serialized arguments. `data` gives what sends those to the relay that are too large for a payload: the
+    payload refers to them. Raises ArgumentsUnserializable, PayloadTooLarge, and what DataTransfer.payload raises."""
     try:
         payload = serialize_arguments(
             tuple(args),
@@ -63,16 +66,19 @@ def checked_payload(
             explain=explain,
             wants_output=True,
             live_output=live_output,
-            limit=limits.MAX_PAYLOAD_BYTES if by_reference is not None else 0,
+            limit=limits.MAX_PAYLOAD_BYTES if data is not None else 0,
         )
     except OverLimit:
-        assert by_reference is not None
-        return by_reference(args, kwargs, name, result_ways)
-    if len(payload) <= limits.MAX_PAYLOAD_BYTES:
+        assert data is not None
+        return data().payload(args, kwargs, name, result_ways, progress)
+    if len(payload) <= _SURELY_TAKEN_BYTES:
         return payload
-    if by_reference is not None and not as_json:
-        return by_reference(args, kwargs, name, result_ways)
-    raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limits.MAX_PAYLOAD_BYTES)
+    limit = limits.MAX_PAYLOAD_BYTES if data is None else data().payload_limit()
+    if len(payload) <= limit:
+        return payload
+    if data is not None and not as_json:
+        return data().payload(args, kwargs, name, result_ways, progress)
+    raise PayloadTooLarge(what=f"The argument list of {name}", size=len(payload), limit=limit)
 
 
 def pieces_of(payloads: Mapping[str, Sequence[bytes]], task_ids: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
@@ -103,10 +109,10 @@ class Batch:
         deadline_s: float | None = None,
         priority: int = 0,
         serializer: ComputeSerializer | None = None,
-        by_reference: ByReference | None = None,
+        data: Callable[[], DataTransfer] | None = None,
     ) -> None:
         self.task_group_id = checked_id("task_group_id", task_group_id or uuid7(), GROUP_IDS)
-        self.serializer, self._by_reference = serializer or ComputeSerializer(), by_reference
+        self.serializer, self._data = serializer or ComputeSerializer(), data
         from mep_sdk.json_values import checked_json  # most scripts make no batch
 
         check_kind("resource_specification", resource_specification, dict, '{"num_nodes": 2}')
@@ -145,7 +151,7 @@ class Batch:
             kwargs or {},
             as_json=self.serializer.as_json,
             result_ways=ways,
-            by_reference=self._by_reference,
+            data=self._data,
         )
         task_id = str(uuid7())
         with self._lock:

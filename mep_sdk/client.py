@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -257,7 +257,7 @@ class Client:
             deadline_s=deadline_s,
             priority=priority,
             serializer=self.serializer,
-            by_reference=self.send_arguments,
+            data=lambda: self.data,
         )
 
     @property
@@ -269,19 +269,6 @@ class Client:
             with self._making_data:
                 self._data = self._data or DataTransfer(self.transport)
         return self._data
-
-    def send_arguments(
-        self,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        name: str,
-        result_ways: Sequence[str] = (),
-        *,
-        progress: Any = None,
-    ) -> bytes:
-        """Send arguments that are too large for a payload to the relay; return the payload that refers to them. Raises
-        PayloadTooLarge, ArgumentsUnserializable, StorageFull."""
-        return self.data.payload(args, kwargs, name, result_ways, progress)
 
     def load_result(self, payload: bytes) -> Any:
         """Return the value of a result by reference. Raises DataCorrupt, DataUnreadable, DataNotFound."""

@@ -22,11 +22,11 @@ from mep_sdk import data_pickles, encoding
 from mep_sdk.data_files import call_values
 from mep_sdk.errors import ArgumentsUnserializable, DataCorrupt, RelayAnswerInvalid
 from mep_sdk.foreign_code import attempt
-from mep_sdk.http import PATIENT_S, Transport
+from mep_sdk.http import PATIENT_S, SILENT_S, Transport
 from mep_sdk.importable import NotSerializable
 from mep_wire import api, limits
 from mep_wire.data_frames import DataFrameInvalid, Part, encode_data, read_data
-from mep_wire.errors import PayloadTooLarge, RouteNotFound
+from mep_wire.errors import MepError, PayloadTooLarge, RouteNotFound
 
 IN_FLIGHT = 4
 """Pieces of one client on their way at a time."""
@@ -34,6 +34,8 @@ _MOST_KNOWN = 100_000
 _SURE_S = 900.0
 """How long a piece is taken to be at the relay without asking: it keeps one for an hour after the last task."""
 _ASK_AT_ONCE = 4096
+_AT_ONCE_S, _ASK_AGAIN_S = 2.0, 60.0
+"""How long a submission waits for the relay's limits, and until one asks again."""
 _MB = 1e6
 _limits_decoder = msgspec.msgpack.Decoder(api.DataLimits)
 _pieces_decoder = msgspec.msgpack.Decoder(api.PiecesAnswer)
@@ -51,6 +53,7 @@ class DataTransfer:
         self._transport, self._clock = transport, clock
         self._lock = threading.Lock()
         self._limits: api.DataLimits | None = None
+        self._ask_again_at = float("-inf")
         self._known: OrderedDict[bytes, float] = OrderedDict()
         """Pieces that are at the relay, with the time at which that was certain."""
         self._sending: dict[bytes, Future[None]] = {}
@@ -91,14 +94,26 @@ class DataTransfer:
         data = encode_data(frame, encoding.OUTPUT_WANTED)
         return encoding.request(list(result_ways), data) if result_ways else data
 
-    def limits(self) -> api.DataLimits:
+    def limits(self, *, retry_for_s: float | None = None, silent_s: float = SILENT_S) -> api.DataLimits:
         """Return what the relay takes by reference; it is asked once. Raises what Transport.request raises."""
         if self._limits is None:
             try:
-                self._limits = _decoded(_limits_decoder, self._transport.get("/v3/data"), self._transport)
+                told = self._transport.request("GET", "/v3/data", retry_for_s=retry_for_s, silent_s=silent_s)
+                self._limits = _decoded(_limits_decoder, told, self._transport)
             except RouteNotFound:
                 self._limits = NO_DATA
         return self._limits
+
+    def payload_limit(self) -> int:
+        """Return how many bytes of arguments the relay takes with a task. One that does not answer at once is taken to
+        have the usual limit, and is asked again by a call after a minute."""
+        if self._limits is None and self._clock() >= self._ask_again_at:
+            try:
+                self.limits(retry_for_s=0.0, silent_s=_AT_ONCE_S)
+            except MepError:
+                self._ask_again_at = self._clock() + _ASK_AGAIN_S
+        most = limits.MAX_PAYLOAD_BYTES
+        return most if self._limits is None else min(most, self._limits.max_payload_bytes)
 
     def missing(self, digests: Iterable[bytes]) -> set[bytes]:
         """Return those pieces that the relay has not; it keeps the others on. Raises what Transport.request raises."""

@@ -501,7 +501,8 @@ class Executor(concurrent.futures.Executor):
             as_json=as_json,
             result_ways=ways,
             live_output=live,
-            by_reference=self._send_arguments,
+            data=lambda: self.client.data,
+            progress=self._bar_of_data,
         )
         try:
             payload = dump(args, kwargs, explain=False)
@@ -552,9 +553,6 @@ class Executor(concurrent.futures.Executor):
             return None  # and it says so where it fails
         ids = tuple(each.task_id for each in others if isinstance(each, TaskFuture))
         return Item(future, target, function, payload, ids)
-
-    def _send_arguments(self, args: Sequence[Any], kwargs: Mapping[str, Any], name: str, ways: Sequence[str]) -> bytes:
-        return self.client.send_arguments(args, kwargs, name, ways, progress=self._bar_of_data)
 
     def _send_when_ended(
         self,

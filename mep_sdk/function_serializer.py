@@ -143,7 +143,8 @@ def _by_code(function: types.FunctionType) -> SerializedFunction | None:
     if values[3:4] not in (b"", encoding.PICKLE):
         return None
     codes = tuple(_code_of(each) for each in needs.functions)
-    carry_code = any(each.defaults[3:4] == encoding.CLOUDPICKLE for each in codes) or any(map(_makes_code, needs.functions))
+    carry_code = any(each.defaults[3:4] == encoding.CLOUDPICKLE for each in codes)
+    carry_code = carry_code or any(map(_makes_code, needs.functions))
     return SerializedFunction(
         name=function.__qualname__,
         module=function.__module__ or "__main__",

@@ -123,7 +123,8 @@ def takes(savings, pair, named):
 two = (lambda x: x + 1, lambda x: x + 2)
 CARRIED = [
     (two[0], (1,)), (two[1], (1,)), (adds(5), (1,)), (decorated, (1.5,)), (functools.partial(decorated, y=2), (1,)),
-    (functools.partial(adds(1), 4), ()), (compares, (1,)), (Savings(1).total, (2,)), (takes, (Savings(1), Pair(2, 3), Named(4))),
+    (functools.partial(adds(1), 4), ()), (compares, (1,)), (Savings(1).total, (2,)),
+    (takes, (Savings(1), Pair(2, 3), Named(4))),
 ]
 """
 SCRIPT = SCRIPT.replace("CARRIED_CODE", CARRIED)

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from mep_sdk import data_files, data_pickles, encoding
+from mep_sdk.batch import checked_payload
 from mep_sdk.data_transfer import IN_FLIGHT, DataTransfer
 from mep_sdk.errors import DataCorrupt, DataUnreadable
 from mep_sdk.serialize import load_arguments, serialize_function, wants_output
@@ -213,14 +214,17 @@ class Relay:
         self.pieces: dict[str, bytes] = {}
         self.puts: list[str] = []
         self.at_once = self.most_at_once = 0
-        self.offers, self.fails = offers, 0
+        self.offers, self.fails, self.away, self.asked = offers, 0, False, 0
         self._lock = threading.Lock()
 
-    def get(self, path: str) -> bytes:
+    def _told(self) -> bytes:
+        self.asked += 1
+        if self.away:
+            raise RelayUnreachable(url="there", reason="gone", waited_s=0)
         if not self.offers:
-            raise RouteNotFound(method="GET", path=path)
+            raise RouteNotFound(method="GET", path="/v3/data")
         told = api.DataLimits(
-            max_payload_bytes=10, max_data_bytes=20_000_000, piece_bytes=DATA_PIECE_BYTES, keep_s=86400
+            max_payload_bytes=1_000_000, max_data_bytes=20_000_000, piece_bytes=DATA_PIECE_BYTES, keep_s=86400
         )
         return msgspec.msgpack.encode(told)
 
@@ -230,6 +234,8 @@ class Relay:
 
     def request(self, method: str, path: str, body: bytes = b"", **_: Any) -> bytes:
         digest = path.rpartition("/")[2]
+        if digest == "data":
+            return self._told()
         if method == "GET":
             return self.pieces[digest]
         with self._lock:
@@ -246,8 +252,8 @@ class Relay:
         return b""
 
 
-def transfer(relay: Relay) -> DataTransfer:
-    return DataTransfer(relay)  # type: ignore[arg-type]  # the methods that it calls
+def transfer(relay: Relay, **options: Any) -> DataTransfer:
+    return DataTransfer(relay, **options)  # type: ignore[arg-type]  # the methods that it calls
 
 
 def test_a_piece_is_sent_once_from_many_threads_and_clients() -> None:
@@ -286,3 +292,34 @@ def test_a_transfer_that_broke_goes_on() -> None:
 def test_what_the_relay_does_not_take_says_size_limit_and_remedy(offers: bool, limit: str) -> None:
     with pytest.raises(PayloadTooLarge, match=rf"of f has 210000\d\d bytes, more than the {limit} .*mep_sdk.data"):
         transfer(Relay(offers=offers)).payload((bytes(21_000_000),), {}, "f")
+
+
+def serialized(transfers: DataTransfer, size: int) -> bytes:
+    return checked_payload((bytes(size),), {}, data=lambda: transfers)
+
+
+def test_the_relays_limit_says_what_goes_by_reference() -> None:
+    relay = Relay()
+    mine = transfer(relay)
+    assert not is_data(serialized(mine, 10_000)) and not relay.asked
+    assert not is_data(serialized(mine, 900_000))
+    for size in (1_100_000, 9_000_000, 11_000_000):
+        assert is_data(serialized(mine, size))
+    assert relay.asked == 1
+    with pytest.raises(PayloadTooLarge, match="more than the 1000000 allowed"):
+        checked_payload(("x" * 1_100_000,), {}, as_json=True, data=lambda: mine)
+
+
+def test_a_relay_of_the_version_before_has_the_usual_limit() -> None:
+    assert not is_data(serialized(transfer(Relay(offers=False)), 9_000_000))
+
+
+def test_a_relay_that_is_away_holds_no_submission_up() -> None:
+    relay, clock = Relay(), [0.0]
+    relay.away = True
+    mine = transfer(relay, clock=lambda: clock[0])
+    for _ in range(5):
+        assert not is_data(serialized(mine, 2_000_000))
+    assert relay.asked == 1
+    relay.away, clock[0] = False, 61.0
+    assert is_data(serialized(mine, 2_000_000))
