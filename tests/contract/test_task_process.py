@@ -408,6 +408,68 @@ def test_what_a_task_changes_does_not_reach_the_next(pool: Bench, what: str) -> 
     assert (pool.value(pool.submit(pid)) != worker) == (what in REPLACES)
 
 
+def pure_state() -> dict[str, Any]:
+    import _locale
+    import os
+    import signal
+    import sys
+
+    with open("/proc/self/status") as file:  # noqa: PTH123 - pathlib is a module more
+        umask = next(line for line in file if line.startswith("Umask"))
+    return {
+        "timers": [signal.getitimer(each)[0] for each in (0, 1, 2)],
+        "handlers": [repr(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
+        "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "wakeups": signal.set_wakeup_fd(-1),
+        "umask": umask,
+        "group": os.getpgrp(),
+        "affinity": os.sched_getaffinity(0),
+        "locale": _locale.setlocale(_locale.LC_ALL, None),
+        "means": [name for name in ("ctypes", "resource", "_posixsubprocess") if name in sys.modules],
+    }
+
+
+def change_purely(what: str) -> None:
+    import _locale
+    import os
+    import signal
+
+    def in_a_child(call: Callable[[], object]) -> None:
+        child = os.fork()
+        if not child:
+            call()
+            os._exit(0)
+        os.waitpid(child, 0)
+
+    one = {min(os.sched_getaffinity(0))}
+    own = os.getpid()
+    {
+        "timer": lambda: signal.setitimer(signal.ITIMER_REAL, 600),
+        "alarm": lambda: signal.alarm(600),
+        "handler": lambda: signal.signal(signal.SIGUSR1, signal.SIG_IGN),
+        "mask": lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2]),
+        "wakeups": lambda: signal.set_wakeup_fd(os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)[1]),
+        "umask": lambda: os.umask(0),
+        "group": lambda: os.setpgid(0, os.getpgid(os.getppid())),
+        "affinity": lambda: os.sched_setaffinity(0, one),
+        "affinity by a child": lambda: in_a_child(lambda: os.sched_setaffinity(own, one)),
+        "locale": lambda: _locale.setlocale(_locale.LC_ALL, "C"),
+    }[what]()
+
+
+PURE = (
+    *("timer", "alarm", "handler", "mask", "wakeups", "umask", "group", "affinity", "affinity by a child", "locale"),
+)
+
+
+def test_changes_by_calls_that_need_no_other_module_do_not_reach_the_next(pool: Bench) -> None:
+    before = pool.value(pool.submit(pure_state))
+    assert before["means"] == [], "with these everything is looked at anyway"
+    for what in PURE:
+        pool.value(pool.submit(change_purely, what))
+        assert pool.value(pool.submit(pure_state)) == before, what
+
+
 def test_nothing_of_many_changes_reaches_the_next_in_blocks(tmp_path: pathlib.Path) -> None:
     bench = begun(ONE_WORKER["htex"](), place(tmp_path))
     try:

@@ -41,11 +41,16 @@ class KernelState:
         self._attributes, self._subreaper = _attributes(), _is_subreaper()
         self._library = False
 
+    @property
+    def reachable(self) -> bool:
+        """Whether C code has been there that may have changed it, or another program."""
+        return self._library or any(name in sys.modules for name in _MEANS)
+
     def restore(self, *, library: bool) -> bool:
         """Undo the changes that can be undone; return whether those were all. `library`: the task has imported one,
         whose signal handlers stay. Raises OSError, ValueError where a limit was lowered for good."""
         self._library = self._library or library
-        if not (self._library or any(name in sys.modules for name in _MEANS)):
+        if not self.reachable:
             return True
         if _is_subreaper() != self._subreaper:
             return False  # what the task has left is the fork server's already, which ends it when a worker ends

@@ -41,6 +41,20 @@ _SIGNALS = tuple(number for number in range(1, 65) if number not in (signal.SIGK
 _TIMERS = (_signal.ITIMER_REAL, _signal.ITIMER_VIRTUAL, _signal.ITIMER_PROF)
 _OFF = (0.0, 0.0)
 _STREAMS = (0, 1, 2)
+_SETTERS = {
+    "_signal": ("signal", "setitimer", "alarm", "pthread_sigmask", "set_wakeup_fd", "siginterrupt"),
+    "signal": ("setitimer", "alarm", "set_wakeup_fd", "siginterrupt"),
+    **dict.fromkeys(
+        ("posix", "os"),
+        (
+            *("umask", "setpgid", "setpgrp", "setsid", "nice", "setpriority"),
+            *("sched_setaffinity", "sched_setscheduler", "sched_setparam"),
+            *("fork", "forkpty", "posix_spawn", "posix_spawnp", "system"),  # a child may change its parent's state
+        ),
+    ),
+    "_locale": ("setlocale",),
+}
+"""What pure Python can only change by a call of these."""
 _LocaleError: type[Exception] = getattr(_locale, "Error")  # noqa: B009 - the stub lacks it
 _OWN = frozenset({"mep_sdk", "mep_wire", "user_endpoint", "msgspec", "cloudpickle", "__main__", "__mp_main__"})
 
@@ -97,6 +111,7 @@ class ProcessState:
         self._oom_score = os.open("/proc/self/oom_score_adj", os.O_RDONLY | os.O_CLOEXEC)
         self._oom_score_was = os.pread(self._oom_score, 16, 0)
         self._interpreter, self._locale = _interpreter(), _locale.setlocale(_locale.LC_ALL, None)
+        self._calls = _watch_setters()
         self._streams = _Streams()
         self._noticed = self._watch_audit_hooks()
         self._lists = [_List(name) for name in ("path", "argv", "meta_path", "path_hooks")]
@@ -104,17 +119,24 @@ class ProcessState:
         self._warnings, self._logging = _Warnings(), _Logging()
         self._modules, self._exit_functions = _Modules(), _exit_functions()
 
+    @property
+    def touched(self) -> bool:
+        """Whether the task may have made processes, or changed what takes a call of _SETTERS or C code to change."""
+        return bool(self._calls) or self._modules.differ or self._kernel.reachable
+
     def restore(self) -> bool:
         """Undo the changes that can be undone; return whether those were all. Raises OSError where one cannot be."""
-        whole = self._restore_signals()
-        os.umask(self._umask)
+        touched = self.touched
+        whole = not touched or self._restore_signals()
         if _interpreter() != self._interpreter:
             self._restore_interpreter()
-        if _locale.setlocale(_locale.LC_ALL, None) != self._locale:
-            _locale.setlocale(_locale.LC_ALL, self._locale)
         streams_whole = self._streams.restore()
         modules_known, library = self._restore_modules()
-        return self._restore_process(library=library) and self._has_room() and modules_known and streams_whole and whole
+        whole = (not touched or self._restore_process()) and whole
+        self._calls.clear()
+        whole = self._kernel.restore(library=library) and whole
+        whole = os.pread(self._oom_score, 16, 0) == self._oom_score_was and whole
+        return whole and self._has_room() and modules_known and streams_whole
 
     def _restore_signals(self) -> bool:
         _signal.set_wakeup_fd(-1)
@@ -180,20 +202,44 @@ class ProcessState:
         sys.addaudithook = addaudithook
         return noticed
 
-    def _restore_process(self, *, library: bool) -> bool:
+    def _restore_process(self) -> bool:
+        os.umask(self._umask)
+        if _locale.setlocale(_locale.LC_ALL, None) != self._locale:
+            _locale.setlocale(_locale.LC_ALL, self._locale)
         if os.sched_getaffinity(0) != self._processors:
             os.sched_setaffinity(0, self._processors)
         if os.getpgrp() != self._group:
             os.setpgid(0, self._group)
-        if not self._kernel.restore(library=library) or _scheduling() != self._scheduling:
-            return False
-        return os.pread(self._oom_score, 16, 0) == self._oom_score_was
+        return _scheduling() == self._scheduling
 
     def _has_room(self) -> bool:
         """Whether the task has left no thread, and few descriptors."""
         lowest = os.dup(0)
         os.close(lowest)
         return not _threads() and lowest <= self._most_descriptors
+
+
+def _watch_setters() -> list[None]:
+    """Return a list that is no longer empty after a call of one of _SETTERS."""
+    noticed: list[None] = []
+    watched: dict[Any, Any] = {}
+    for module, names in _SETTERS.items():
+        for name in names:
+            call = getattr(sys.modules[module], name)
+            if call not in watched:
+                watched[call] = _noticing(call, noticed)
+            setattr(sys.modules[module], name, watched[call])
+    return noticed
+
+
+def _noticing(call: Any, noticed: list[None]) -> Any:
+    def noticing(*args: Any, **kwargs: Any) -> Any:
+        noticed.append(None)
+        return call(*args, **kwargs)
+
+    noticing.__name__ = noticing.__qualname__ = call.__name__
+    noticing.__module__, noticing.__doc__ = call.__module__, call.__doc__
+    return noticing
 
 
 class _Streams:
@@ -276,6 +322,11 @@ class _Modules:
     def __init__(self) -> None:
         self._first = sys.modules.copy()
         self._known, self._names = list(self._first.values()), set(self._first)
+
+    @property
+    def differ(self) -> bool:
+        """Whether there may be others than after the task before: the cheapest look."""
+        return len(sys.modules) != len(self._known)
 
     def restore(self) -> tuple[bool, bool]:
         """Return whether there are other modules than before, and whether a library is among the new ones."""

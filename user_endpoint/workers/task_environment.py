@@ -86,7 +86,7 @@ class TaskEnvironment:
 
     def after(self) -> bool:
         """Undo the changes that can be undone; return whether those were all. Raises OSError where one cannot be."""
-        whole = not has_children() or _end_children()
+        whole = not (self._state.touched and has_children()) or _end_children()
         if os.environ is not self._environ or self._raw != self._environment:
             self._restore_environment()
         if self._given:
