@@ -206,6 +206,7 @@ class Executor(concurrent.futures.Executor):
             if not isinstance(value, str) or not value:
                 raise
             self._endpoint_id = UUID(self.client.endpoint_id_of(value))  # a name
+        self._endpoint_text = str(self._endpoint_id)
 
     @property
     def container_id(self) -> UUID | None:
@@ -224,6 +225,7 @@ class Executor(concurrent.futures.Executor):
     @task_group_id.setter
     def task_group_id(self, value: UuidLike | None) -> None:
         self._task_group_id = _uuid(value) or uuid7()
+        self._task_group_text = str(self._task_group_id)
 
     @property
     def user_endpoint_config(self) -> dict[str, Any] | None:
@@ -487,26 +489,26 @@ class Executor(concurrent.futures.Executor):
         if self._endpoint_id is None:
             raise NotConfigured(what="endpoint_id", remedy="Pass Executor(endpoint_id=...), or set the attribute.")
         target = Target(
-            str(self._endpoint_id),
-            str(self._task_group_id),
+            self._endpoint_text,
+            self._task_group_text,
             _snapshot(self._user_endpoint_config, "user_endpoint_config"),
             _snapshot(self._resource_specification, "resource_specification"),
             self._options(),
         )
-        as_json, ways = self._serializer.as_json, self._result_ways
+        ways = self._result_ways
         live, only_json = bool(self.stream_output), ways == ONLY_JSON
-        dump = functools.partial(
-            checked_payload,
-            name=name,
-            as_json=as_json,
-            result_ways=ways,
-            live_output=live,
-            data=lambda: self.client.data,
-            progress=self._bar_of_data,
-        )
+        how: dict[str, Any] = {
+            "name": name,
+            "as_json": self._serializer.as_json,
+            "result_ways": ways,
+            "live_output": live,
+            "data": lambda: self.client.data,
+            "progress": self._bar_of_data,
+        }
         try:
-            payload = dump(args, kwargs, explain=False)
+            payload = checked_payload(args, kwargs, explain=False, **how)
         except ArgumentsUnserializable:
+            dump = functools.partial(checked_payload, **how)
             from mep_sdk import dependencies  # most scripts have no futures among their arguments
 
             waits_for = list(dependencies.futures_in([args, kwargs]))
@@ -525,7 +527,7 @@ class Executor(concurrent.futures.Executor):
         else:
             future = self._session.submit(target, function, payload, live=live, only_json=only_json)
         future.function_name = name
-        self.task_count_submitted += 1
+        self.__dict__["task_count_submitted"] = self.task_count_submitted + 1  # __setattr__ costs as much as the id
         if self._progress is not None:
             self._progress.submitted(future)
         return future
