@@ -45,6 +45,8 @@ RETRY_S = 1.0
 DOUBT_S = 10.0
 """How long changes wait to hear whether their transaction was committed."""
 SERVE_LOCK = 0x6D65702D72656C61
+SERVE_LOCK_S = 5.0
+"""How long a relay that starts waits for it: the database may not have noticed yet that the one before has ended."""
 """The advisory lock that only one server may hold in a database ("mep-rela" in ASCII)."""
 PLANNER = (
     # Every query about tasks has an index. Left the choice, EXISTS over an empty queue would read all ended tasks.
@@ -354,12 +356,14 @@ class PostgresCommits(Commits):
             self._write.close()
 
 
-def take_serve_lock(connection: Connection) -> None:
-    """Take the lock of the one server. Raises sqlite3.OperationalError where another has it."""
-    (taken,) = connection.execute("SELECT pg_try_advisory_lock(?)", (SERVE_LOCK,)).fetchone()
-    if not taken:
-        connection.close()
-        raise sqlite3.OperationalError("another mep-relay serves this database")
+def take_serve_lock(connection: Connection, within_s: float = 0.0) -> None:
+    """Take the lock of the one server. Raises sqlite3.OperationalError where another keeps it."""
+    until = time.monotonic() + within_s
+    while not connection.execute("SELECT pg_try_advisory_lock(?)", (SERVE_LOCK,)).fetchone()[0]:
+        if time.monotonic() >= until:
+            connection.close()
+            raise sqlite3.OperationalError("another mep-relay serves this database")
+        time.sleep(RETRY_S / 10)
 
 
 def schema_version(connection: Connection) -> int:
@@ -406,7 +410,7 @@ class PostgresStore(SqlReads):
         try:
             self._write.open()
             if for_server:
-                take_serve_lock(self._write)
+                take_serve_lock(self._write, SERVE_LOCK_S)
             migrate(self._write)
             self._read.open()
             tx = SqliteTx(self._write, self._write.leading)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -84,15 +85,26 @@ def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
         PostgresStore(url)
 
 
-def test_one_server_alone_may_serve_a_database(url: str) -> None:
+def test_one_server_alone_may_serve_a_database(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, command = PostgresStore(url, for_server=True), PostgresStore(url)
-    with pytest.raises(Exception, match="another mep-relay serves"):
+    with monkeypatch.context() as patched, pytest.raises(Exception, match="another mep-relay serves"):
+        patched.setattr(module, "SERVE_LOCK_S", 0.0)
         PostgresStore(url, for_server=True)
     add(command, "alice")
     assert names(first) == ["alice"]
     command.close()
     first.close()
     PostgresStore(url, for_server=True).close()
+
+
+def test_a_server_that_starts_waits_for_the_end_of_the_one_before(url: str) -> None:
+    first = PostgresStore(url, for_server=True)
+    with ThreadPoolExecutor() as pool, psycopg.connect(url, autocommit=True) as other:
+        second = pool.submit(PostgresStore, url, for_server=True)
+        asking = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'SELECT pg_try_adv%'"
+        until("the second asks for the lock", lambda: other.execute(asking).fetchone())
+        first.close()
+        second.result(60).close()
 
 
 def test_one_changes_failure_is_not_its_neighbours(url: str) -> None:
