@@ -3,7 +3,8 @@
 Called by the Makefile when a run has failed: `second_run.py PYTEST [OPTION...]`. The suite starts thousands of real
 processes, four files of tests at once, on two cores. A test that passes only alone is a fault to be mended, of the
 test or of the product, and this prints it where it can't be overlooked. A test that fails twice fails the run, and so
-does a run with more than a few failures, or one that failed without a failed test.
+does a run with more than a few failures, or one that failed without a failed test. Tests marked `alone` have no second
+run, since nothing ran beside them. `make test` clears pytest's cache first: it would also list tests of earlier runs.
 """
 
 from __future__ import annotations
