@@ -34,7 +34,7 @@ tools: ## install, and put what tests, lint and types need into PREFIX-tests
 test: ## lint, types and every test
 	@$(INSTALL) --tests
 	@$(MAKE) lint types
-	@"$(TOOLS)/pytest" --cache-clear -n $(JOBS) --dist loadfile -m "not alone" || \
+	@"$(TOOLS)/pytest" --cache-clear -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not alone" || \
 		"$(TOOLS)/python" tests/second_run.py "$(TOOLS)/pytest" -m "not alone"
 	@"$(TOOLS)/pytest" -m alone || [ $$? -eq 5 ]  # 5: none is left for an account that is not root
 

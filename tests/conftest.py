@@ -30,6 +30,8 @@ for _number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(_number) is signal.SIG_IGN:  # a run in the background; what tests start would inherit it
         signal.signal(_number, signal.SIG_DFL if _number == signal.SIGHUP else signal.default_int_handler)
 _LEFT_OUT = pytest.StashKey[int]()
+_SLOWEST_FIRST = ("vm", "packages", "campaign", "faults", "acceptance", "privileged", "contract", "boundary")
+"""Folders of tests, by how long a file takes; the others come after them."""
 
 
 def _checkout_is_importable() -> bool:
@@ -50,8 +52,18 @@ def pytest_configure(config: pytest.Config) -> None:
             session.clear_up()
 
 
+def _rank(item: pytest.Item) -> int:
+    folder = item.path.relative_to(ROOT / "tests").parts[0]
+    return _SLOWEST_FIRST.index(folder) if folder in _SLOWEST_FIRST else len(_SLOWEST_FIRST)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that need root, unless run as root. As root nothing is left out."""
+    """Put the slowest folders first. Leave out the tests that need root, unless run as root: then nothing is left out.
+
+    pytest-xdist by itself begins with the files of the most tests. Virtual machines, with a few tests that take
+    minutes, would come last, while the other workers have nothing to do.
+    """
+    items.sort(key=_rank)
     privileged = ROOT / "tests" / "privileged"
     needs_root = [item for item in items if item.get_closest_marker("root") or privileged in item.path.parents]
     if IS_ROOT or not needs_root:
