@@ -142,7 +142,7 @@ def fork_and_linger() -> int:
 
     pid = os.fork()
     if pid == 0:
-        time.sleep(8)
+        time.sleep(600)
         os._exit(0)
     return pid
 
@@ -541,11 +541,9 @@ def test_live_output_never_goes_into_a_file_of_the_tasks_own(killing: Bench, tmp
 
 
 def test_a_child_that_lingers_holds_nothing_up(killing: Bench) -> None:
-    rows = [killing.submit(fork_and_linger) for _ in range(4)]
-    began = time.monotonic()
-    killing.wait(*rows)
+    """The children take ten minutes, and this waits for one."""
+    killing.wait(*[killing.submit(fork_and_linger) for _ in range(4)])
     assert killing.value(killing.submit(echo, 1)) == 1
-    assert time.monotonic() - began < 7.0  # the children take 8
 
 
 def test_a_child_that_returns_is_no_second_worker(killing: Bench) -> None:

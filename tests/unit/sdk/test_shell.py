@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,8 @@ def test_success():
 
 
 def test_walltime_ends_all_that_the_command_started(tmp_path):
-    began = time.monotonic()
     result = run(ShellFunction(f"echo before; sleep 60 & echo $! > {tmp_path}/pid; wait", walltime=0.3))
     assert (result.returncode, result.stdout) == (124, "before\n")
-    assert time.monotonic() - began < 10
     child = int((tmp_path / "pid").read_text())
     until("the end of the command's child", lambda: not _alive(child))
 
