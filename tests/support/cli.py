@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 from sitekit import accounts
 
+from tests.support.leftovers import MARK
+
 
 @dataclass
 class Cli:
@@ -30,7 +32,12 @@ class Cli:
     @property
     def environment(self) -> dict[str, str]:
         """The command's environment."""
-        base = {"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "HOME": str(self.directory)}
+        base = {
+            "PATH": os.environ["PATH"],
+            "LANG": "C.UTF-8",
+            "HOME": str(self.directory),
+            MARK: os.environ.get(MARK, ""),
+        }
         if self.account is not None:
             return {**base, "HOME": self.account.pw_dir, **self.variables}
         if os.geteuid() != 0:

@@ -19,6 +19,8 @@ from sitekit import accounts, ledger
 from tests.support.waiting import until
 
 WAIT_S = 5.0
+MARK = "MEP_TEST_SESSION"
+"""A variable of all that a session starts: its process, so that the next session finds what a killed one has left."""
 
 
 def _processes(prefix: str) -> set[tuple[int, int]]:
@@ -31,6 +33,23 @@ def _processes(prefix: str) -> set[tuple[int, int]]:
             program = (entry / "cmdline").read_bytes().split(b"\0")[0]
             ticks = ledger.start_ticks(int(entry.name))
             if program.startswith((os.fsencode(prefix) + b"/", b"mep.")) and ticks is not None:
+                found.add((int(entry.name), ticks))
+    return found
+
+
+def orphans() -> set[tuple[int, int]]:
+    """Return (pid, start ticks) of every process whose session has ended. Those of containers have other numbers."""
+    found, own = set(), os.readlink("/proc/self/ns/pid")
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            variables = (entry / "environ").read_bytes().split(bytes(1))
+            mark = next((one for one in variables if one.startswith(MARK.encode())), b"").partition(b"=")[2]
+            owner, _, since = mark.decode().partition("-")
+            ticks = ledger.start_ticks(int(entry.name))
+            is_over = owner and str(ledger.start_ticks(int(owner))) != since
+            if is_over and ticks is not None and os.readlink(entry / "ns/pid") == own:
                 found.add((int(entry.name), ticks))
     return found
 
@@ -52,6 +71,7 @@ class Session:
 
     def __init__(self, lock: int, prefix: str) -> None:
         self._lock, self._prefix = lock, prefix
+        os.environ[MARK] = f"{os.getpid()}-{ledger.start_ticks(os.getpid())}"
         self._before: set[tuple[int, int]] = set()
 
     @contextlib.contextmanager
@@ -68,7 +88,10 @@ class Session:
 
     def clear_up(self) -> list[str]:
         """Remove the leftovers of killed runs; returns one line for each."""
-        cleared = ledger.sweep()
+        over = orphans()
+        cleared = [f"ended, since its test run was killed: {_describe(pid)}" for pid, _ in over]
+        ledger.end_processes(over)
+        cleared += ledger.sweep()
         with self._alone() as alone:
             if alone:
                 cleared += _remove_leftovers()

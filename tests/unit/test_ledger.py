@@ -12,6 +12,8 @@ from sitekit import accounts, ledger
 from sitekit.errors import SiteError
 from sitekit.site import Site
 
+from tests.support import leftovers
+
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 RUN = """
 import subprocess, sys, time
@@ -66,6 +68,21 @@ def test_a_process_that_has_the_number_of_a_recorded_one_is_not_ended() -> None:
     finally:
         bystander.kill()
         bystander.wait()
+
+
+def test_a_killed_sessions_processes_are_known_by_their_mark() -> None:
+    ended = subprocess.Popen(["sleep", "600"])
+    marks = [f"{ended.pid}-{ledger.start_ticks(ended.pid)}", os.environ[leftovers.MARK], ""]
+    ended.kill()
+    ended.wait()
+    started = [subprocess.Popen(["sleep", "600"], env={leftovers.MARK: mark}) for mark in marks]
+    try:
+        found = {pid for pid, _ in leftovers.orphans()}
+        assert [one.pid in found for one in started] == [True, False, False]
+    finally:
+        for one in started:
+            one.kill()
+            one.wait()
 
 
 @pytest.mark.parametrize("name", ["root", "alice", "meptest"])
