@@ -69,9 +69,11 @@ def _given(spec: bytes) -> _Given:
 
 
 class ResourceRule:
-    """The resources that tasks of one engine may ask for."""
+    """The resources that tasks of one engine may ask for. `listed_only`: the site lists the functions that may run, and
+    a launcher's options can name any program."""
 
-    def __init__(self, engine: EngineSettings) -> None:
+    def __init__(self, engine: EngineSettings, *, listed_only: bool = False) -> None:
+        self._listed_only = listed_only
         self._mpi = isinstance(engine, GlobusMPISettings)
         self._name = engine.__struct_config__.tag
         self._block_nodes: int | None = None
@@ -82,6 +84,8 @@ class ResourceRule:
     def check(self, spec: bytes) -> None:
         """Raises ResourceSpecInvalid."""
         if self._mpi:
-            shape_of(spec, self._block_nodes)
+            if shape_of(spec, self._block_nodes).launcher_options and self._listed_only:
+                reason = "launcher_options: this endpoint runs listed functions alone, and options can name any program"
+                raise ResourceSpecInvalid(reason=reason)
         elif spec and msgspec.msgpack.decode(spec):
             raise ResourceSpecInvalid(reason=f"this endpoint's {self._name} takes none; GlobusMPIEngine does")

@@ -141,7 +141,7 @@ class Starting:
             join_token=self._verified.join_token,
             endpoint_id=self._request.endpoint_id,
             allowed_functions=lists,
-            check_resources=ResourceRule(settings.engine).check,
+            check_resources=ResourceRule(settings.engine, listed_only=bool(lists)).check,
             serializers=_serializers(settings.engine.allowed_serializers),
             engine=engine,
             functions=functions,

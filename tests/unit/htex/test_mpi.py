@@ -13,7 +13,7 @@ from mep_wire.errors import ResourceSpecInvalid
 from user_endpoint.engines.htex.mpi import block_nodes, launch_variables
 from user_endpoint.engines.htex.worker_pool_options import OptionsInvalid
 from user_endpoint.resource_spec import ResourceRule, Shape, shape_of
-from user_endpoint.settings import ProcessPoolSettings, SettingsInvalid, settings_from
+from user_endpoint.settings import GlobusMPISettings, ProcessPoolSettings, SettingsInvalid, settings_from
 
 
 def shape(**spec: Any) -> Shape:
@@ -54,6 +54,16 @@ def test_other_engines_take_no_specification() -> None:
     ResourceRule(ProcessPoolSettings()).check(b"")
     with pytest.raises(ResourceSpecInvalid, match="ProcessPoolEngine takes none"):
         ResourceRule(ProcessPoolSettings()).check(msgspec.msgpack.encode({"num_nodes": 1}))
+
+
+def test_where_functions_are_listed_no_option_names_another_program() -> None:
+    """`mpiexec -n 1 OPTIONS PROGRAM` runs the first word that is no option."""
+    with_options = msgspec.msgpack.encode({"num_nodes": 1, "launcher_options": "/usr/bin/touch /tmp/elsewhere"})
+    ResourceRule(GlobusMPISettings()).check(with_options)
+    rule = ResourceRule(GlobusMPISettings(), listed_only=True)
+    rule.check(msgspec.msgpack.encode({"num_nodes": 1}))
+    with pytest.raises(ResourceSpecInvalid, match="launcher_options"):
+        rule.check(with_options)
 
 
 def test_nodes_as_schedulers_name_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
