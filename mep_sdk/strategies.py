@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from mep_sdk import encoding
+from mep_sdk.errors import DataCorrupt
 from mep_sdk.function_record import SerializedFunction, read_record
 from mep_wire import data_frames
 from mep_wire.errors import MepError, SerializerNotAllowed
@@ -23,6 +24,7 @@ PICKLED, JSON = "pickle", "json"
 """How values travel. A cloudpickle of a value counts as a pickle."""
 ONLY_JSON = [JSON]
 """The `result_ways` with which nothing of a result is unpickled."""
+_UNKNOWN = "an unknown way"
 _CODE = frozenset({BYTECODE, SOURCE, REFERENCE, CLOUDPICKLED})
 _DATA = frozenset({PICKLED, JSON})
 
@@ -119,9 +121,12 @@ def data_way(data: bytes) -> str:
     if data[3:4] == encoding.REQUEST:
         data = encoding.inner(data)
     if data[3:4] == encoding.OUTPUT:
-        data = encoding.split_output(data)[2]
+        try:
+            data = encoding.split_output(data)[2]
+        except DataCorrupt:
+            return _UNKNOWN
     ways = {encoding.PICKLE: PICKLED, encoding.CLOUDPICKLE: PICKLED, encoding.JSON: JSON, data_frames.DATA: PICKLED}
-    return ways.get(data[3:4], "an unknown way")
+    return ways.get(data[3:4], _UNKNOWN)
 
 
 def ways_of(record: SerializedFunction) -> set[str]:

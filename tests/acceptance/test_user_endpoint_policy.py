@@ -8,8 +8,10 @@ import sys
 from collections.abc import Iterator
 from hashlib import sha256
 
+import msgspec
 import pytest
 
+from mep_sdk import encoding
 from mep_sdk.serialize import load_result, serialize_arguments
 from mep_wire import messages
 from tests.support.fake_relay import FakeRelay
@@ -125,3 +127,39 @@ def test_setup_runs_before_the_engine_and_teardown_after_it(relay: FakeRelay, ho
         assert uep.wait() == 0
         assert log.read_text().split() == ["setup", "worker", "teardown"]
         assert not uep.children()
+
+
+MPI = """
+engine:
+  type: GlobusMPIEngine
+  provider: {type: LocalProvider, init_blocks: 0, min_blocks: 0, max_blocks: 1}
+allowed_functions: {{ FUNCTIONS }}
+"""
+
+
+def test_options_of_a_launcher_name_no_program_besides_the_listed_functions(
+    relay: FakeRelay, home: pathlib.Path
+) -> None:
+    config = {"FUNCTIONS": [f"sha256:{sha256(FUNCTIONS['echo']).hexdigest()}"]}
+    spec = msgspec.msgpack.encode({"num_nodes": 1, "launcher_options": "/usr/bin/touch elsewhere"})
+    with UepProcess(relay, home, template=MPI, config=config) as uep:
+        up(relay, uep)
+        relay.submit(FUNCTIONS, [msgspec.structs.replace(task(1, echo, 1), resource_spec=spec)])
+        result = relay.results(1)[1]
+    assert result.code == "RESOURCE_SPEC_INVALID"
+    assert "launcher_options" in result.text
+
+
+def test_damaged_arguments_end_their_task_alone(relay: FakeRelay, home: pathlib.Path) -> None:
+    as_json = serialize_arguments(("x",), {}, as_json=True)
+    damaged = [
+        *(b"", b"MEPo", b"MEPr", b"MEPo\0\0\0\0", b"MEPr\0\0\0\0\4jsonMEPo"),
+        encoding.with_output(b"", [b"", b""]),
+    ]
+    with UepProcess(relay, home, template=STRICT, config={"ENGINE": "ProcessPoolEngine"}) as uep:
+        up(relay, uep)
+        bad = [messages.TaskItem(row, f"task-{row}", "echo", each) for row, each in enumerate(damaged, start=2)]
+        relay.submit(FUNCTIONS, [*bad, messages.TaskItem(1, "task-1", "echo", as_json)])
+        results = relay.results(1 + len(bad))
+    assert load_result(results[1].payload) == "x"
+    assert {results[item.row].code for item in bad} == {"SERIALIZER_NOT_ALLOWED"}
