@@ -302,6 +302,9 @@ _MAP = re.compile(
 _LINES = re.compile(
     r"(?<=<!-- Lines of each process: `make docs` writes them. -->\n).*?(?=<!-- End of the lines. -->)", re.DOTALL
 )
+_GUIDE = re.compile(
+    r"(?<=<!-- Parts of root's code: `make docs` writes them. -->\n).*?(?=<!-- End of the parts. -->)", re.DOTALL
+)
 PROCESSES = {
     "monitor": ("mep/root/monitor",),
     "keeper": ("mep/root/keeper",),
@@ -359,10 +362,51 @@ def process_lines(page: str = "") -> list[str]:
             rf"^\| {re.escape(process)} \| ([\d,]+) \| ([\d,]+) \| {re.escape(names)} \|$", page, re.MULTILINE
         )
         said = [int(number.replace(",", "")) for number in former.groups()] if former else [0, 0]
-        if any(abs(old - new) > max(_ROUND, _STALE * new) for old, new in zip(said, found, strict=True)):
+        if any(_is_stale(old, new, _ROUND) for old, new in zip(said, found, strict=True)):
             said = [_ROUND * round(number / _ROUND) for number in found]
         lines.append(f"| {process} | {said[0]:,} | {said[1]:,} | {names} |")
     return lines
+
+
+def _is_stale(said: int, found: int, unit: int) -> bool:
+    """Return whether a page has to tell another number of lines than it does."""
+    return abs(said - found) > max(unit, _STALE * found)
+
+
+_PART_UNIT = 10
+
+
+def _part_row(name: str, found: int, rest: Iterable[str], page: str) -> str:
+    """Return a row about a part of root's code. Its number of lines stays as on `page` if it still holds."""
+    former = re.search(rf"^\| {re.escape(name)} \| ([\d,]+) \|", page, re.MULTILINE)
+    said = int(former[1].replace(",", "")) if former else 0
+    if _is_stale(said, found, _PART_UNIT):
+        said = _PART_UNIT * round(found / _PART_UNIT)
+    return " | ".join([f"| {name}", f"{said:,}", *rest]) + " |"
+
+
+def _with_parts(page: str, columns: Iterable[str], of_part: Callable[[Any], Iterable[str]]) -> str:
+    """Return `page` with its table of the parts of root's code. `of_part` gives the cells after the number of lines."""
+    heads = list(columns)
+    rows = [" | ".join(["| part", "lines", *heads]) + " |", "| --- | ---: |" + " --- |" * len(heads)]
+    every = 0
+    for part in _loaded_from("root_code").PARTS:
+        lines = sum(len((HERE.parent / path).read_text().splitlines()) for path in part.paths())
+        every += lines
+        rows.append(_part_row(part.name, lines, of_part(part), page))
+    rows.append(_part_row("together", every, [""] * len(heads), page))
+    return _GUIDE.sub(lambda _: "\n" + "\n".join(rows) + "\n\n", page)
+
+
+def privileges_page() -> str:
+    """Return docs/privileges.md with the guide to root's code."""
+    columns = ["files", "what an attacker controls", "attacked by"]
+    return _with_parts(
+        (HERE / "privileges.md").read_text(), columns,
+        lambda part: [
+            ", ".join(f"`{file}`" for file in part.files), part.controls, ", ".join(f"`{test}`" for test in part.tests)
+        ],
+    )  # fmt: skip
 
 
 def _packages() -> Iterator[tuple[str, str]]:
@@ -389,7 +433,8 @@ def development_page() -> str:
         *rows,
     ]
     page = _MAP.sub(lambda _: "\n" + "\n".join(table) + "\n\n", (HERE / "development.md").read_text())
-    return _LINES.sub(lambda _: "\n" + "\n".join(process_lines(page)) + "\n\n", page)
+    page = _LINES.sub(lambda _: "\n" + "\n".join(process_lines(page)) + "\n\n", page)
+    return _with_parts(page, ["why it is root's"], lambda part: [part.why])
 
 
 # --- the screen of mep top -----------------------------------------------------------------------------------
@@ -553,6 +598,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "configuration.md": configuration_page,
     "engines.md": engines_page,
     "development.md": development_page,
+    "privileges.md": privileges_page,
     "operations.md": operations_page,
     "globus-compute.md": globus_page,
 }
