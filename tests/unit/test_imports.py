@@ -37,10 +37,18 @@ def _libraries(*names: str) -> frozenset[str]:
 SHARED = ("mep.boundary",)
 ROOT_PARTS = {  # a part of mep.root may import those before it
     "mep.root.kernel": ("mep.root.kernel", *SHARED),
-    "mep.root.account": ("mep.root.kernel", "mep.root.account", "mep.root.pam", *SHARED),
-    "mep.root.pam": ("mep.root.kernel", "mep.root.account", "mep.root.pam", *SHARED),
-    "mep.root.keeper": ("mep.root.kernel", "mep.root.account", "mep.root.pam", "mep.root.keeper", *SHARED),
-    "mep.root.monitor": ("mep.root", *SHARED),
+    "mep.root.account": ("mep.root.kernel", "mep.root.account", "mep.root.pam.libpam", *SHARED),
+    "mep.root.pam": ("mep.root.kernel", "mep.root.account.lookup", "mep.root.pam", *SHARED),
+    "mep.root.keeper": (
+        *("mep.root.kernel", "mep.root.account", "mep.root.keeper", *SHARED),
+        "mep.root.pam.session_process",  # what it forks
+    ),
+    "mep.root.monitor": (
+        *("mep.root.kernel", "mep.root.monitor", *SHARED),
+        *("mep.root.account.account_check", "mep.root.account.lookup", "mep.root.account.system_accounts"),
+        *("mep.root.keeper.keeper", "mep.root.keeper.supervisor"),  # what it forks, and its word for a stop
+        "mep.root.pam.session_process",  # how long a session may take to close
+    ),
 }
 _ENGINE = ("user_endpoint", "mep_wire", "mep_sdk.task_runner")
 RULES = {
@@ -253,7 +261,7 @@ def test_a_circle_is_noticed() -> None:
     assert _circles({"a": {"b"}, "b": {"c"}, "c": {"b", "os"}, "d": {"a"}}) == [["b", "c"]]
 
 
-MOST_OF_ROOT, MOST_OF_MONITOR = 5900, 3000
+MOST_OF_ROOT, MOST_OF_MONITOR = 5850, 2950
 """Lines of code without comments, docstrings and blank lines, a little above those of today. Lower them with the code:
 a reviewer reads all of this."""
 
