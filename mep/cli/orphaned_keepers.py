@@ -3,9 +3,9 @@
 Each has a keeper, which ends it in good order on SIGTERM. A keeper is found by its directory, and is alive if it holds
 the lock there. The directories stay: from them the next monitor tells the relay of the ends.
 
-Keepers of the previous version have neither lock nor socket, so no monitor of this version can adopt them. `mep start`
-ends them first. They are found by their records, and signalled only if pid, start time and boot match. One version
-later, that part can go.
+Keepers of version 0.1.0 have neither lock nor socket, so no later monitor can adopt them. `mep start` ends them first,
+as docs/running.md promises (Upgrading). They are found by their records, and signalled only if pid, start time and boot
+match. That part can go with the first release that no longer upgrades from 0.1.0.
 """
 
 from __future__ import annotations
