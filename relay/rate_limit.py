@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 from mep_wire.errors import RateLimited, RelayBusy
 
@@ -21,6 +22,7 @@ BURST_S = 10.0
 MAX_REMEMBERED = 10_000
 
 
+@lru_cache(maxsize=1024)
 def network_of(address: str) -> str:
     """Return the part of an address that one peer can't choose: all of IPv4, the first 64 bits of IPv6."""
     try:
