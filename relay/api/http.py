@@ -1,4 +1,4 @@
-"""Between ASGI and the handlers: requests as typed values, answers and errors as bodies, JSON or MessagePack.
+"""Between Starlette and the handlers: requests as typed values, answers and errors as bodies, JSON or MessagePack.
 
 Trusts nothing that came in: sizes are checked before a body is read, bodies are decoded into declared
 structs, and whatever goes wrong becomes an `ErrorAnswer`.
@@ -7,11 +7,15 @@ structs, and whatever goes wrong becomes an `ErrorAnswer`.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qs
 
 import msgspec
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from mep_wire import api
 from mep_wire.api import JSON, MSGPACK, ErrorAnswer
@@ -21,9 +25,6 @@ from relay.api.people_bodies import BODIES as _PEOPLE_BODIES
 from relay.rate_limit import network_of
 from relay.store.records import Caller
 
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 T = TypeVar("T")
 BYTES: Final = "application/octet-stream"
 OPEN: Final = "open"
@@ -69,57 +70,54 @@ class Request(msgspec.Struct):
         return str(uuid.uuid5(_KEYS, f"{kind} {self.caller.account_id} {self.key}"))
 
 
-def header(scope: Scope, name: bytes) -> str:
-    """Return a header's value, empty where there is none."""
-    for key, value in scope["headers"]:
+def header(asked: HTTPConnection, name: bytes) -> str:
+    """Return a header's value, empty where there is none. `name` is in lower case."""
+    for key, value in asked.scope["headers"]:  # a third of what Starlette's Headers cost
         if key == name:
             return str(value.decode("latin-1"))
     return ""
 
 
-def network(scope: Scope) -> str:
+def address(asked: HTTPConnection) -> str:
+    """Return where a request comes from."""
+    return asked.client.host if asked.client else ""
+
+
+def network(asked: HTTPConnection) -> str:
     """Return where a request comes from, as limits by address count it."""
-    return network_of(str((scope.get("client") or ("",))[0]))
+    return network_of(address(asked))
 
 
-def idempotency_key(scope: Scope) -> str:
+def idempotency_key(asked: HttpRequest) -> str:
     """Return the request's idempotency key, empty where there is none. Raises BodyInvalid."""
-    key = header(scope, b"idempotency-key")
+    key = header(asked, b"idempotency-key")
     if len(key) > MAX_KEY or not key.isprintable():
         raise BodyInvalid(reason=f"the header Idempotency-Key: at most {MAX_KEY} printable characters")
     return key
 
 
-def query(scope: Scope) -> dict[str, str]:
-    """Return the query's variables, the first of each."""
-    raw = scope.get("query_string", b"")
-    return {key: values[0] for key, values in parse_qs(raw.decode("latin-1")).items()} if raw else {}
+def declared_size(asked: HttpRequest, limit: int = MAX_BODY_BYTES) -> int:
+    """Return the size of the body that the request declares, the largest if none. Raises PayloadTooLarge."""
+    declared = header(asked, b"content-length")
+    size = int(declared) if declared.isdigit() else limit
+    if size > limit:
+        raise PayloadTooLarge(what="the request body", size=size, limit=limit)
+    return size
 
 
-def declared_size(scope: Scope, limit: int = MAX_BODY_BYTES) -> int | None:
-    """Return the size of the body that the request declares. Raises PayloadTooLarge where it is over the limit."""
-    declared = header(scope, b"content-length")
-    if not declared.isdigit():
-        return None
-    if int(declared) > limit:
-        raise PayloadTooLarge(what="the request body", size=int(declared), limit=limit)
-    return int(declared)
-
-
-async def read_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+async def read_body(asked: HttpRequest, limit: int = MAX_BODY_BYTES) -> bytes:
     """Return the request's body. Raises PayloadTooLarge as soon as its size is known to be over the limit."""
     chunks: list[bytes] = []
-    size, more = 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise BodyInvalid(reason="the connection ended before the body did")
-        chunks.append(message.get("body", b""))
-        size += len(chunks[-1])
-        more = message.get("more_body", False)
-        if size > limit:
-            raise PayloadTooLarge(what="the request body", size=size, limit=limit)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    size = 0
+    try:
+        async for chunk in asked.stream():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > limit:
+                raise PayloadTooLarge(what="the request body", size=size, limit=limit)
+    except ClientDisconnect as error:
+        raise BodyInvalid(reason="the connection ended before the body did") from error
+    return b"".join(filter(None, chunks))
 
 
 def decode(data: bytes, kind: type[T], *, packed: bool) -> T:
@@ -137,55 +135,44 @@ def is_packed(content_type: str) -> bool:
     return MSGPACK in content_type or "application/x-msgpack" in content_type
 
 
-def is_passed_on(scope: Scope) -> bool:
+def is_passed_on(asked: HTTPConnection) -> bool:
     """Return whether a proxy on this host passed a request on, and is none of `trusted_proxies`.
 
     With a trusted one the client's address is another by now.
     """
-    host = str((scope.get("client") or ("",))[0])
-    said = any(name in (b"forwarded", b"x-forwarded-for", b"x-real-ip", b"via") for name, _ in scope["headers"])
-    return said and (host.startswith("127.") or host == "::1")
+    said = any(name in asked.headers for name in ("forwarded", "x-forwarded-for", "x-real-ip", "via"))
+    return said and (address(asked).startswith("127.") or address(asked) == "::1")
 
 
-def media_type(*, packed: bool) -> str:
-    """Return the media type of an answer that is no plain text."""
-    return MSGPACK if packed else JSON
+def wants_packed(asked: HTTPConnection) -> bool:
+    """Return whether the answer to a request is to be MessagePack."""
+    return is_packed(header(asked, b"accept") or header(asked, b"content-type"))
 
 
-def encode(value: object, *, packed: bool) -> bytes:
-    """Return the body for `value`."""
-    return _msgpack_encoder.encode(value) if packed else _json_encoder.encode(value)
+def answer(value: object, status: int, *, packed: bool, headers: dict[str, str] | None = None) -> Response:
+    """Return an answer."""
+    if packed:
+        return Response(_msgpack_encoder.encode(value), status, headers, MSGPACK)
+    return Response(_json_encoder.encode(value), status, headers, JSON)
 
 
-async def answer(send: Send, status: int, body: bytes, *, media: str, close: bool = False, wait_s: int = 0) -> None:
-    """Send a whole answer; `close` ends the connection after it, and `wait_s` asks for patience."""
-    headers = [
-        (b"content-type", media.encode()),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    if close:
-        headers.append((b"connection", b"close"))
-    if wait_s:
-        headers.append((b"retry-after", b"%d" % wait_s))
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+class BytesResponse(StreamingResponse):
+    """Bytes as they are, in blocks: each waits until the client has taken those before. Then `held` is given back."""
+
+    def __init__(self, data: bytes, held: ExitStack) -> None:
+        headers = {"content-length": str(len(data)), "cache-control": "no-store", "x-content-type-options": "nosniff"}
+        super().__init__(_blocks(data), headers=headers, media_type=BYTES)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
-async def send_bytes(send: Send, data: bytes) -> None:
-    """Send bytes as they are, in blocks: each waits until the client has taken those before."""
-    headers = [
-        (b"content-type", BYTES.encode()),
-        (b"content-length", str(len(data)).encode()),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    view = memoryview(data)
+async def _blocks(data: bytes) -> AsyncIterator[bytes]:
     for at in range(0, len(data), _BLOCK_BYTES):
-        await send({"type": "http.response.body", "body": bytes(view[at : at + _BLOCK_BYTES]), "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+        yield data[at : at + _BLOCK_BYTES]
 
 
 def error_answer(error: MepError) -> ErrorAnswer:

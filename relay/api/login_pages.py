@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 from html import escape
 
-from relay.api.raw import RawAnswer
+from starlette.responses import HTMLResponse
 
 _STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:0;background:#f4f5f7;color:#1c2330}"
@@ -32,7 +32,7 @@ SCOPE_TEXTS = {
 }
 
 
-def page(title: str, body: str, *, status: int = 200, form_to: str = "", cookies: Sequence[str] = ()) -> RawAnswer:
+def page(title: str, body: str, *, status: int = 200, form_to: str = "") -> HTMLResponse:
     """Return a page. `form_to`: another origin to which its form may lead."""
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -43,21 +43,20 @@ def page(title: str, body: str, *, status: int = 200, form_to: str = "", cookies
         f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; base-uri 'none'; frame-ancestors 'none'; "
         f"form-action 'self' {form_to}".strip()
     )
-    headers = [
-        (b"content-security-policy", policy.encode()),
-        (b"x-frame-options", b"DENY"),
-        (b"referrer-policy", b"no-referrer"),
-        (b"cache-control", b"no-store"),
-        *((b"set-cookie", one.encode()) for one in cookies),
-    ]
-    return RawAnswer(status, html.encode(), headers=headers)
+    headers = {
+        "content-security-policy": policy,
+        "x-frame-options": "DENY",
+        "referrer-policy": "no-referrer",
+        "cache-control": "no-store",
+    }
+    return HTMLResponse(html, status, headers)
 
 
 def _hidden(handle: str) -> str:
     return f'<input type="hidden" name="flow" value="{escape(handle)}">'
 
 
-def choice(handle: str, ways: Sequence[tuple[str, str, str]], client: str) -> RawAnswer:
+def choice(handle: str, ways: Sequence[tuple[str, str, str]], client: str) -> HTMLResponse:
     """Return the page that offers the ways to log in, each as name, title and kind."""
     links = "".join(
         f'<a class="way" href="/login/{"password" if kind == "password" else "to"}?flow={escape(handle)}'
@@ -68,7 +67,7 @@ def choice(handle: str, ways: Sequence[tuple[str, str, str]], client: str) -> Ra
     return page("Log in", f"<p>{escape(client)} asks you to log in with</p>{links or none}")
 
 
-def password(handle: str, title: str, wrong: str = "") -> RawAnswer:
+def password(handle: str, title: str, wrong: str = "") -> HTMLResponse:
     """Return the page that asks for a password."""
     said = f'<p class="wrong">{escape(wrong)}</p>' if wrong else ""
     form = (
@@ -82,7 +81,7 @@ def password(handle: str, title: str, wrong: str = "") -> RawAnswer:
 
 def consent(
     handle: str, client: str, person: str, scopes: Sequence[str], *, where: str, user_code: str, form_to: str
-) -> RawAnswer:
+) -> HTMLResponse:
     """Return the page that asks whether the client may have the scopes."""
     listed = "".join(f"<li>{escape(SCOPE_TEXTS.get(one, one))}</li>" for one in scopes)
     if user_code:
@@ -101,7 +100,7 @@ def consent(
     return page("Allow access?", body, form_to=form_to)
 
 
-def device(user_code: str, wrong: str = "") -> RawAnswer:
+def device(user_code: str, wrong: str = "") -> HTMLResponse:
     """Return the page that asks for a device's code."""
     said = f'<p class="wrong">{escape(wrong)}</p>' if wrong else ""
     form = (
@@ -112,12 +111,12 @@ def device(user_code: str, wrong: str = "") -> RawAnswer:
     return page("Log in on a device", said + form, status=400 if wrong else 200)
 
 
-def finished(text: str) -> RawAnswer:
+def finished(text: str) -> HTMLResponse:
     """Return the last page of a login for a device."""
     return page("Done", f"<p>{escape(text)}</p>")
 
 
-def refused(text: str, correlation_id: str = "", *, status: int = 400, again: str = "") -> RawAnswer:
+def refused(text: str, correlation_id: str = "", *, status: int = 400, again: str = "") -> HTMLResponse:
     """Return the page of a failure; `again` is an address of the relay's to try once more."""
     link = f'<a class="way" href="{escape(again)}">Log in again</a>' if again else ""
     told = f'<p class="small">Correlation id {escape(correlation_id)}</p>' if correlation_id else ""

@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlencode, urlsplit
 
 import msgspec
+from starlette.responses import Response
 
 from mep_wire.errors import LoginFailed, MepError, ProviderUnavailable
 from relay.api import login_pages as pages
 from relay.api.context import ApiContext
-from relay.api.raw import RawAnswer, RawRequest, redirect, to_json
+from relay.api.raw import RawRequest, redirect, to_json
 from relay.auth.login import LOGIN_S, Flow
 from relay.auth.oauth import GRANTS, OAuthError, Wanted
 from relay.auth.settings import SCOPES
@@ -28,7 +29,7 @@ _COOKIE = re.compile(r"[A-Za-z0-9_-]{32}")
 _CHALLENGE_LENGTH = 43
 DEVICE_COSTS = 9
 """A request for a device counts as so many more: each is stored until it expires."""
-Handler = Callable[[ApiContext, RawRequest], Awaitable[RawAnswer]]
+Handler = Callable[[ApiContext, RawRequest], Awaitable[Response]]
 
 
 def _ways(service: ApiContext) -> list[tuple[str, str, str]]:
@@ -38,7 +39,7 @@ def _ways(service: ApiContext) -> list[tuple[str, str, str]]:
     return ways + ([(settings.password.name, settings.password.title, "password")] if settings.password else [])
 
 
-async def metadata(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def metadata(service: ApiContext, request: RawRequest) -> Response:
     """GET /.well-known/oauth-authorization-server (RFC 8414)."""
     issuer = service.issuer()
     return to_json(
@@ -64,7 +65,7 @@ async def metadata(service: ApiContext, request: RawRequest) -> RawAnswer:
 def _oauth(handler: Handler) -> Handler:
     """Answer the handler's refusals as RFC 6749 says."""
 
-    async def answered(service: ApiContext, request: RawRequest) -> RawAnswer:
+    async def answered(service: ApiContext, request: RawRequest) -> Response:
         try:
             return await handler(service, request)
         except OAuthError as error:
@@ -74,13 +75,13 @@ def _oauth(handler: Handler) -> Handler:
         except ProviderUnavailable as error:
             logger.warning("oauth: a request failed", reason=error, detail=error.detail)
             answer = _oauth_error("temporarily_unavailable", error.text, 503, error.correlation_id)
-            answer.headers.append((b"retry-after", b"5"))
+            answer.headers["retry-after"] = "5"
             return answer
 
     return answered
 
 
-def _oauth_error(error: str, description: str, status: int, correlation_id: str = "") -> RawAnswer:
+def _oauth_error(error: str, description: str, status: int, correlation_id: str = "") -> Response:
     body = {
         "error": error,
         "error_description": description,
@@ -88,12 +89,12 @@ def _oauth_error(error: str, description: str, status: int, correlation_id: str 
     }
     answer = to_json(body, status)
     if status == 401:
-        answer.headers.append((b"www-authenticate", b'Basic realm="mep-relay"'))
+        answer.headers["www-authenticate"] = 'Basic realm="mep-relay"'
     return answer
 
 
 @_oauth
-async def token(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def token(service: ApiContext, request: RawRequest) -> Response:
     """POST /oauth/token."""
     answer = await service.oauth.token(request.form, request.authorization)
     made_for = service.people.own(f"Bearer {answer['access_token']}")
@@ -102,7 +103,7 @@ async def token(service: ApiContext, request: RawRequest) -> RawAnswer:
 
 
 @_oauth
-async def device_start(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def device_start(service: ApiContext, request: RawRequest) -> Response:
     """POST /oauth/device (RFC 8628)."""
     client = service.oauth.authenticated(request.form, request.authorization)
     service.strangers.spend(network_of(request.address), DEVICE_COSTS)
@@ -110,7 +111,7 @@ async def device_start(service: ApiContext, request: RawRequest) -> RawAnswer:
 
 
 @_oauth
-async def revoke(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def revoke(service: ApiContext, request: RawRequest) -> Response:
     """POST /oauth/revoke (RFC 7009)."""
     identity = await service.oauth.revoke(request.form, request.authorization)
     if identity:
@@ -124,7 +125,7 @@ async def revoke(service: ApiContext, request: RawRequest) -> RawAnswer:
 def _page(handler: Handler) -> Handler:
     """Show the handler's failures on a page."""
 
-    async def answered(service: ApiContext, request: RawRequest) -> RawAnswer:
+    async def answered(service: ApiContext, request: RawRequest) -> Response:
         try:
             return await handler(service, request)
         except OAuthError as error:
@@ -136,16 +137,18 @@ def _page(handler: Handler) -> Handler:
     return answered
 
 
-def _browser(service: ApiContext, request: RawRequest) -> tuple[str, list[str]]:
-    """Return the browser's cookie, made if there is none, and the header that sets it."""
+def _begin(service: ApiContext, request: RawRequest, wanted: Wanted, user_code: str = "") -> Response:
+    """Return the redirect to a login's first page, for this browser alone: its cookie is made if there is none."""
     known = request.cookies.get(COOKIE, "")
-    value = known if _COOKIE.fullmatch(known) else secrets.token_urlsafe(24)
-    secure = "; Secure" if service.issuer().startswith("https:") else ""
-    return value, [f"{COOKIE}={value}; Path=/; Max-Age={int(LOGIN_S)}; HttpOnly; SameSite=Lax{secure}"]
+    browser = known if _COOKIE.fullmatch(known) else secrets.token_urlsafe(24)
+    flow = service.logins.begin(wanted, browser, network_of(request.address), user_code)
+    answer, secure = redirect(_first_page(service, flow)), service.issuer().startswith("https:")
+    answer.set_cookie(COOKIE, browser, int(LOGIN_S), httponly=True, secure=secure)
+    return answer
 
 
 @_page
-async def authorize(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def authorize(service: ApiContext, request: RawRequest) -> Response:
     """GET /oauth/authorize. A wrong client or redirect_uri is shown here; nothing else may choose where to go."""
     values = request.query
     client = service.oauth.client(values.get("client_id", ""))
@@ -157,9 +160,7 @@ async def authorize(service: ApiContext, request: RawRequest) -> RawAnswer:
         wanted = _code_wanted(service, request, redirect_uri)
     except OAuthError as error:
         return _back(service, redirect_uri, values.get("state", ""), error=error.error, description=error.description)
-    browser, cookies = _browser(service, request)
-    flow = service.logins.begin(wanted, browser, network_of(request.address))
-    return redirect(_first_page(service, flow), cookies)
+    return _begin(service, request, wanted)
 
 
 def _code_wanted(service: ApiContext, request: RawRequest, redirect_uri: str) -> Wanted:
@@ -189,7 +190,7 @@ def _first_page(service: ApiContext, flow: Flow) -> str:
 
 def _back(
     service: ApiContext, redirect_uri: str, state: str, *, code: str = "", error: str = "", description: str = ""
-) -> RawAnswer:
+) -> Response:
     """Return the redirect to a client. Its address was checked before."""
     values = {"code": code} if code else {"error": error, "error_description": description}
     if state:
@@ -209,7 +210,7 @@ def _client_name(service: ApiContext, flow: Flow) -> str:
 
 
 @_page
-async def choose(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def choose(service: ApiContext, request: RawRequest) -> Response:
     """GET /login: the ways to log in."""
     flow = _flow(service, request)
     return pages.choice(flow.handle, _ways(service), _client_name(service, flow))
@@ -220,7 +221,7 @@ def _callback(service: ApiContext, provider: str) -> str:
 
 
 @_page
-async def to_provider(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def to_provider(service: ApiContext, request: RawRequest) -> Response:
     """GET /login/to: send the browser to a provider."""
     flow = _flow(service, request)
     name = request.query.get("method", "")
@@ -228,9 +229,9 @@ async def to_provider(service: ApiContext, request: RawRequest) -> RawAnswer:
 
 
 @_page
-async def from_provider(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def from_provider(service: ApiContext, request: RawRequest) -> Response:
     """GET /oauth/callback/PROVIDER: the browser comes back."""
-    name, browser = request.path[0], request.cookies.get(COOKIE, "")
+    name, browser = request.path["provider"], request.cookies.get(COOKIE, "")
     flow = await service.logins.from_provider(name, request.query, browser, _callback(service, name))
     return redirect(f"/login/consent?flow={flow.handle}")
 
@@ -243,13 +244,13 @@ def _password_title(service: ApiContext) -> str:
 
 
 @_page
-async def password_form(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def password_form(service: ApiContext, request: RawRequest) -> Response:
     """GET /login/password."""
     return pages.password(_flow(service, request).handle, _password_title(service))
 
 
 @_page
-async def password(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def password(service: ApiContext, request: RawRequest) -> Response:
     """POST /login/password."""
     flow, title = _flow(service, request), _password_title(service)
     user, word = request.form.get("user", ""), request.form.get("password", "")
@@ -267,7 +268,7 @@ async def password(service: ApiContext, request: RawRequest) -> RawAnswer:
 
 
 @_page
-async def consent_form(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def consent_form(service: ApiContext, request: RawRequest) -> Response:
     """GET /login/consent."""
     flow = _flow(service, request)
     if flow.caller is None:
@@ -291,7 +292,7 @@ async def consent_form(service: ApiContext, request: RawRequest) -> RawAnswer:
 
 
 @_page
-async def consent(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def consent(service: ApiContext, request: RawRequest) -> Response:
     """POST /login/consent: the person has decided."""
     flow = _flow(service, request)
     caller, wanted = flow.caller, flow.wanted
@@ -316,18 +317,16 @@ async def consent(service: ApiContext, request: RawRequest) -> RawAnswer:
 
 
 @_page
-async def device_form(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def device_form(service: ApiContext, request: RawRequest) -> Response:
     """GET /device."""
     return pages.device(request.query.get("user_code", "")[:32])
 
 
 @_page
-async def device(service: ApiContext, request: RawRequest) -> RawAnswer:
+async def device(service: ApiContext, request: RawRequest) -> Response:
     """POST /device: the person has typed a code."""
     user_code = request.form.get("user_code", "")
     wanted = service.oauth.device_wanted(user_code)
     if wanted is None:
         return pages.device(user_code[:32], "There is no such code, or it has expired.")
-    browser, cookies = _browser(service, request)
-    flow = service.logins.begin(wanted, browser, network_of(request.address), user_code.upper()[:32])
-    return redirect(_first_page(service, flow), cookies)
+    return _begin(service, request, wanted, user_code.upper()[:32])

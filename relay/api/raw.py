@@ -6,17 +6,16 @@ application.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from http.cookies import CookieError, SimpleCookie
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import RedirectResponse, Response
 
 from mep_wire.api import JSON
-from mep_wire.errors import BodyInvalid, PayloadTooLarge
+from mep_wire.errors import BodyInvalid
 from relay.api import http
-from relay.api.http import Receive, Scope, Send
 
 MAX_FORM_BYTES = 64 * 1024
 MAX_PARAMETERS = 64
@@ -27,7 +26,7 @@ FORM = "application/x-www-form-urlencoded"
 class RawRequest:
     """One request, with its query, form and cookies as text."""
 
-    path: tuple[str, ...]
+    path: dict[str, str]
     query: dict[str, str]
     form: dict[str, str]
     cookies: dict[str, str]
@@ -36,53 +35,31 @@ class RawRequest:
     """Where it comes from."""
 
 
-@dataclass(slots=True)
-class RawAnswer:
-    """One answer."""
-
-    status: int = 200
-    body: bytes = b""
-    media: str = "text/html; charset=utf-8"
-    headers: list[tuple[bytes, bytes]] = field(default_factory=list)
-
-
-def to_json(value: object, status: int = 200) -> RawAnswer:
+def to_json(value: object, status: int = 200) -> Response:
     """Return an answer that no cache may keep."""
-    headers = [(b"cache-control", b"no-store"), (b"pragma", b"no-cache")]
-    return RawAnswer(status, msgspec.json.encode(value), JSON, headers)
+    return Response(msgspec.json.encode(value), status, {"cache-control": "no-store", "pragma": "no-cache"}, JSON)
 
 
-def redirect(address: str, cookies: Iterable[str] = ()) -> RawAnswer:
-    """Return a redirect that is followed with GET. Raises ValueError where the address has no place in a header."""
-    if not address.isascii() or not address.isprintable():
-        raise ValueError("not an address")
-    headers = [
-        (b"location", address.encode()),
-        (b"cache-control", b"no-store"),
-        (b"referrer-policy", b"no-referrer"),
-        *((b"set-cookie", one.encode()) for one in cookies),
-    ]
-    return RawAnswer(303, headers=headers)
+def redirect(address: str) -> Response:
+    """Return a redirect that is followed with GET."""
+    return RedirectResponse(address, 303, {"cache-control": "no-store", "referrer-policy": "no-referrer"})
 
 
-async def read(scope: Scope, receive: Receive, path: tuple[str, ...]) -> RawRequest:
+async def read(asked: HttpRequest) -> RawRequest:
     """Return a request. Raises BodyInvalid, PayloadTooLarge."""
     form: dict[str, str] = {}
-    if scope["method"] == "POST":
-        declared = http.header(scope, b"content-type").partition(";")[0].strip().lower()
-        if declared != FORM:
+    if asked.method == "POST":
+        if http.header(asked, b"content-type").partition(";")[0].strip().lower() != FORM:
             raise BodyInvalid(reason=f"expected a form ({FORM})")
-        size = http.declared_size(scope)
-        if size is not None and size > MAX_FORM_BYTES:
-            raise PayloadTooLarge(what="the form", size=size, limit=MAX_FORM_BYTES)
-        form = parameters(await http.read_body(scope, receive, MAX_FORM_BYTES))
+        http.declared_size(asked, MAX_FORM_BYTES)
+        form = parameters(await http.read_body(asked, MAX_FORM_BYTES))
     return RawRequest(
-        path=path,
-        query=parameters(scope.get("query_string", b"")),
+        path=asked.path_params,
+        query=parameters(asked.scope.get("query_string", b"")),
         form=form,
-        cookies=_cookies(http.header(scope, b"cookie")),
-        authorization=http.header(scope, b"authorization"),
-        address=str((scope.get("client") or ("",))[0]),
+        cookies=asked.cookies,
+        authorization=http.header(asked, b"authorization"),
+        address=http.address(asked),
     )
 
 
@@ -98,22 +75,3 @@ def parameters(data: bytes) -> dict[str, str]:
             raise BodyInvalid(reason=f"the parameter {name[:64]!r} stands twice")
         found[name] = value
     return found
-
-
-def _cookies(text: str) -> dict[str, str]:
-    try:
-        return {name: morsel.value for name, morsel in SimpleCookie(text[:8192]).items()}
-    except CookieError:
-        return {}
-
-
-async def send_raw(send: Send, answer: RawAnswer) -> None:
-    """Send a whole answer."""
-    headers = [
-        (b"content-type", answer.media.encode()),
-        (b"content-length", str(len(answer.body)).encode()),
-        (b"x-content-type-options", b"nosniff"),
-        *answer.headers,
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})

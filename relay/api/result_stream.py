@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from functools import partial
 
 import msgspec
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mep_wire.api import StreamBatch, StreamedResult, StreamFrame, StreamOutput, StreamRefused, Subscribe
-from mep_wire.errors import BodyInvalid, MepError, PayloadLost, RelayBusy, RouteNotFound, TaskGroupNotFound
+from mep_wire.errors import BodyInvalid, MepError, PayloadLost, TaskGroupNotFound
 from mep_wire.ids import uuid_text
 from mep_wire.states import TaskState
 from relay.api import http
 from relay.api.context import ApiContext
-from relay.api.http import Receive, Scope, Send, check_scope
+from relay.api.http import check_scope
 from relay.log import logger
 from relay.store.base import Tx
 from relay.store.records import Caller, Completion, GroupRef
@@ -39,48 +41,22 @@ _subscribe = msgspec.msgpack.Decoder(Subscribe)
 _encoder = msgspec.msgpack.Encoder()
 
 
-async def serve_stream(service: ApiContext, scope: Scope, receive: Receive, send: Send, *, known: bool) -> None:
-    """Serve one WebSocket."""
-    await receive()
-    try:
-        if not known:
-            raise RouteNotFound(method="WebSocket", path=scope["path"][:200])
-        token, network = http.header(scope, b"authorization"), http.network(scope)
-        caller = await service.people.caller(token, network)
-        check_scope(caller, SCOPE)
-        service.requests.spend(caller.account_id)
-    except MepError as error:
-        await _reject(send, error)
-        return
-    try:
-        with service.streams.one(caller.account_id):
-            await send({"type": "websocket.accept"})
-            await _serve_open(service, Right(service, token, network), receive, send)
-    except RelayBusy as error:
-        await _reject(send, error)
-
-
-async def _serve_open(service: ApiContext, right: Right, receive: Receive, send: Send) -> None:
-    try:
-        group, wanted = await _first_frame(right, receive)
-        await _push(service, right, group, wanted, receive, send)
-    except MepError as error:
-        frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
-        await send({"type": "websocket.send", "bytes": _encoder.encode(frame)})
-        await send({"type": "websocket.close", "code": 4000 + error.http_status, "reason": error.code})
-    except (OSError, _Gone):
-        pass  # the client has gone; it asks again from its cursor
-
-
-class _Gone(Exception):
-    """The client closed the stream."""
-
-
-async def _reject(send: Send, error: MepError) -> None:
-    body = http.encode(http.error_answer(error), packed=False)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "websocket.http.response.start", "status": error.http_status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": body})
+async def serve_stream(service: ApiContext, socket: WebSocket) -> None:
+    """Serve one WebSocket. Raises what refuses it."""
+    token, network = http.header(socket, b"authorization"), http.network(socket)
+    caller = await service.people.caller(token, network)
+    check_scope(caller, SCOPE)
+    service.requests.spend(caller.account_id)
+    with service.streams.one(caller.account_id), suppress(WebSocketDisconnect):  # it asks again from its cursor
+        await socket.accept()
+        try:
+            right = Right(service, token, network)
+            group, wanted = await _first_frame(right, socket)
+            await _push(service, right, group, wanted, socket)
+        except MepError as error:
+            frame: StreamFrame = StreamRefused(code=error.code, text=error.text)
+            await socket.send_bytes(_encoder.encode(frame))
+            await socket.close(4000 + error.http_status, error.code)
 
 
 class Right:
@@ -127,14 +103,14 @@ class Right:
         return caller
 
 
-async def _first_frame(right: Right, receive: Receive) -> tuple[GroupRef, Subscribe]:
-    """Return the client's request. Raises BodyInvalid, TaskGroupNotFound or _Gone."""
+async def _first_frame(right: Right, socket: WebSocket) -> tuple[GroupRef, Subscribe]:
+    """Return the client's request. Raises BodyInvalid, TaskGroupNotFound or WebSocketDisconnect."""
     try:
-        message = await asyncio.wait_for(receive(), FIRST_FRAME_S)
+        message = await asyncio.wait_for(socket.receive(), FIRST_FRAME_S)
     except TimeoutError as error:
         raise BodyInvalid(reason="nothing was asked for in time") from error
     if message["type"] == "websocket.disconnect":
-        raise _Gone
+        raise WebSocketDisconnect
     try:
         wanted = _subscribe.decode(message.get("bytes") or b"")
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -145,23 +121,21 @@ async def _first_frame(right: Right, receive: Receive) -> tuple[GroupRef, Subscr
     return group, wanted
 
 
-async def _push(
-    service: ApiContext, right: Right, group: GroupRef, wanted: Subscribe, receive: Receive, send: Send
-) -> None:
+async def _push(service: ApiContext, right: Right, group: GroupRef, wanted: Subscribe, socket: WebSocket) -> None:
     """Send results, and output where it is wanted, until the client disconnects. Raises what `Right.check` raises, soon
     after it does."""
     streams, loop = service.dispatcher.streams, asyncio.get_running_loop()
     live, cursor = service.dispatcher.output, wanted.cursor
     event = streams.join(group.row)
     queue = live.join(group.row, event) if wanted.output else None
-    gone = asyncio.create_task(_until_gone(receive))
+    gone = asyncio.create_task(_until_gone(socket))
     gone.add_done_callback(lambda _: event.set())
     try:
         while not gone.done():
             event.clear()
             if queue is not None and (output := queue.take()):  # before the results that may have come after it
                 await right.check(queue.uep_rows)
-                await send({"type": "websocket.send", "bytes": _encoder.encode(StreamOutput(output=output))})
+                await socket.send_bytes(_encoder.encode(StreamOutput(output=output)))
             found = service.store.completions(group.row, cursor, PAGE, PAGE_BYTES)
             await right.check({one.uep_row for one in found})
             if not found:
@@ -174,7 +148,7 @@ async def _push(
                 found = [await _filled(service, one) for one in found]
             frame = _encode(found)
             del found  # a slow client holds one copy of its page
-            await send({"type": "websocket.send", "bytes": frame})
+            await socket.send_bytes(frame)
             del frame
             if service.notes_delivery:
                 service.store.submit(partial(_note_delivered, group.row, cursor))
@@ -185,9 +159,9 @@ async def _push(
         gone.cancel()
 
 
-async def _until_gone(receive: Receive) -> None:
+async def _until_gone(socket: WebSocket) -> None:
     """Return when the client has closed; anything it says on the way is of no interest."""
-    while (await receive())["type"] != "websocket.disconnect":
+    while (await socket.receive())["type"] != "websocket.disconnect":
         logger.debug("stream: a frame after the first was ignored")
 
 

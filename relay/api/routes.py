@@ -1,4 +1,4 @@
-"""The route table: every operation of the relay's HTTP API, declared once, and the router that finds one.
+"""The route table: every operation of the relay's HTTP API, declared once.
 
 Path, body, answer, errors and handler of an operation stand together. `relay.api.app` serves from the table and
 `relay.api.openapi` writes the specification from it.
@@ -6,7 +6,6 @@ Path, body, answer, errors and handler of an operation stand together. `relay.ap
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -74,32 +73,6 @@ class Route:
             common += (e.ScopeMissing,)
         has_body = self.body is not None or self.takes_bytes
         return common + ((e.BodyInvalid, e.PayloadTooLarge, e.RelayBusy) if has_body else ()) + self.errors
-
-
-@dataclass(slots=True)
-class Router:
-    """Finds the route of a request: fixed paths by one look-up, the others by pattern."""
-
-    _fixed: dict[tuple[str, str], Route] = field(default_factory=dict)
-    _patterns: list[tuple[str, re.Pattern[str], Route]] = field(default_factory=list)
-
-    def add(self, route: Route) -> None:
-        """Serve `route`."""
-        if "{" not in route.path:
-            self._fixed[route.method, route.path] = route
-            return
-        pattern = "/".join("([^/]+)" if part.startswith("{") else re.escape(part) for part in route.path.split("/"))
-        self._patterns.append((route.method, re.compile(pattern), route))
-
-    def find(self, method: str, path: str) -> tuple[Route, tuple[str, ...]] | None:
-        """Return the route and the values of its variables."""
-        fixed = self._fixed.get((method, path))
-        if fixed is not None:
-            return fixed, ()
-        for wanted, pattern, route in self._patterns:
-            if wanted == method and (match := pattern.fullmatch(path)):
-                return route, match.groups()
-        return None
 
 
 async def version(service: ApiContext, request: Request) -> str | dict[str, Any]:
@@ -269,7 +242,46 @@ _ACTION_ROUTES = (
     ),
 )
 
+# The first that fits is taken, so that those asked for most come first.
 ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST",
+        _SUBMIT,
+        tasks.submit,
+        api.SubmitAnswer,
+        "Submit tasks; answered once they are on disk",
+        body=api.SubmitBody,
+        errors=_SUBMIT_ERRORS,
+        scope="submit",
+    ),
+    Route(
+        "GET",
+        "/v2/tasks/{task_id}",
+        tasks.look_up,
+        api.TaskStatus,
+        "A task's state and result",
+        errors=(e.TaskNotFound, *_READ_ERRORS),
+        scope="read",
+    ),
+    Route(
+        "POST",
+        "/v2/batch_status",
+        tasks.batch_status,
+        api.BatchStatusAnswer,
+        "The states and results of many tasks",
+        body=api.BatchStatusBody,
+        repeatable=True,
+        scope="read",
+    ),
+    Route(
+        "GET",
+        _STATUS,
+        endpoints.status,
+        endpoints.EndpointStatus,
+        "Whether an endpoint is online",
+        errors=_SEE_ERRORS,
+        scope="read",
+    ),
     Route("GET", "/v2/version", version, Any, "The API's version", query=("service",), scope=OPEN),
     Route("GET", "/openapi.json", openapi, Any, "This specification", scope=OPEN),
     Route("GET", "/healthz", health.healthz, health.Health, "Whether the relay runs", scope=OPEN),
@@ -336,15 +348,6 @@ ROUTES: tuple[Route, ...] = (
         endpoints.look_up,
         endpoints.EndpointInfo,
         "Look an endpoint up",
-        errors=_SEE_ERRORS,
-        scope="read",
-    ),
-    Route(
-        "GET",
-        _STATUS,
-        endpoints.status,
-        endpoints.EndpointStatus,
-        "Whether an endpoint is online",
         errors=_SEE_ERRORS,
         scope="read",
     ),
@@ -416,35 +419,6 @@ ROUTES: tuple[Route, ...] = (
         "Delete a function",
         errors=(e.NotOwner, e.FunctionNotFound, e.ClientForbidden),
         scope="submit",
-    ),
-    Route(
-        "POST",
-        _SUBMIT,
-        tasks.submit,
-        api.SubmitAnswer,
-        "Submit tasks; answered once they are on disk",
-        body=api.SubmitBody,
-        errors=_SUBMIT_ERRORS,
-        scope="submit",
-    ),
-    Route(
-        "GET",
-        "/v2/tasks/{task_id}",
-        tasks.look_up,
-        api.TaskStatus,
-        "A task's state and result",
-        errors=(e.TaskNotFound, *_READ_ERRORS),
-        scope="read",
-    ),
-    Route(
-        "POST",
-        "/v2/batch_status",
-        tasks.batch_status,
-        api.BatchStatusAnswer,
-        "The states and results of many tasks",
-        body=api.BatchStatusBody,
-        repeatable=True,
-        scope="read",
     ),
     Route(
         "GET",

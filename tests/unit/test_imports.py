@@ -65,7 +65,7 @@ RULES = {
         ),
         _libraries(
             *("httptools", "jsonschema", "jsonschema_specifications", "msgspec", "re2", "referencing"),
-            *("uvicorn", "websockets", "zmq"),
+            *("starlette", "uvicorn", "websockets", "zmq"),
         ),
     ),
     "relay.auth": Rule(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+import asyncio
+from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import pytest
+from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from mep_wire.errors import RelayBusy
 from mep_wire.limits import MAX_BODY_BYTES
 from relay.api import http_protocol
 from relay.api.body_budget import BodyBudget
+from relay.api.http import BytesResponse
 from relay.api.http_protocol import BoundedConnection
 
 
@@ -54,6 +57,30 @@ def test_what_is_held_is_given_back_also_after_a_failure_and_no_size_counts_as_t
             pass
         raise ZeroDivisionError
     with bodies.room("bob", 1):
+        pass
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_answer_of_bytes_is_held_until_the_client_has_it(*, fails: bool) -> None:
+    bodies, sent = BodyBudget(of_one=100, of_all=100), []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        with pytest.raises(RelayBusy), bodies.room("alice", 1):
+            pass
+        if fails:
+            raise OSError
+
+    async def receive() -> Any:
+        return await asyncio.Future()
+
+    with ExitStack() as held:
+        held.enter_context(bodies.room("alice", 100))
+        answer = BytesResponse(b"x" * 300_000, held.pop_all())
+    with suppress(ClientDisconnect):
+        asyncio.run(answer({"type": "http", "asgi": {"spec_version": "2.4"}}, receive, send))
+    assert len(b"".join(sent)) == (0 if fails else 300_000)
+    with bodies.room("alice", 100):
         pass
 
 

@@ -6,13 +6,17 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
 from mep_wire.errors import by_code
+from relay.api.app import App
 from relay.api.openapi import specification
-from relay.api.routes import ROUTES, Route, Router, openapi
+from relay.api.routes import ROUTES, Route, openapi
 from relay.auth.settings import SCOPES
 
 SPEC: dict[str, Any] = json.loads(json.dumps(specification(ROUTES, "1")))
@@ -84,20 +88,34 @@ def test_operation_ids_are_unique() -> None:
     assert len(ids) == len(set(ids))
 
 
-def test_the_router_finds_what_the_table_has_and_nothing_else() -> None:
-    router = Router()
-    for route in ROUTES:
-        router.add(route)
+async def served(method: str, path: str) -> Any:
+    """Return the route that a request reaches and its variables, or the status of its answer."""
+    service, found = SimpleNamespace(), []
+
+    async def asked(self: App, route: Route, request: HttpRequest) -> Response:
+        found.append((route, tuple(request.path_params.values())))
+        return Response()
+
+    async def send(message: Any) -> None:
+        found.extend([message["status"]] if "status" in message else [])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(App, "_answer", asked)
+        app = App(cast("Any", service))
+    await app({"type": "http", "method": method, "path": path, "headers": []}, cast("Any", None), send)
+    return found[0]
+
+
+def test_a_request_reaches_its_own_route_of_the_table_and_others_none() -> None:
     for route in ROUTES:
         path = re.sub(r"{\w+}", "some-id", route.path)
-        found = router.find(route.method, path)
-        assert found is not None
+        found = asyncio.run(served(route.method, path))
         assert found[0] is route
         assert set(found[1]) <= {"some-id"}
-        assert router.find(route.method, path + "/and/more/than/that") is None
-    assert router.find("PATCH", "/v2/endpoints") is None
-    assert router.find("GET", "/v2/tasks/") is None
-    assert router.find("GET", "/v2/tasks/a/b") is None
+        assert asyncio.run(served(route.method, path + "/and/more/than/that")) == 404
+    for asked in ("PATCH /v2/endpoints", "GET /v2/tasks/", "GET /v2/tasks/a/b", "GET /healthz/", "GET /v3/stream"):
+        assert asyncio.run(served(*asked.split())) == 404
+    assert asyncio.run(served("HEAD", "/healthz"))[0].method == "GET"
 
 
 def test_the_specification_is_made_once() -> None:
