@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
+import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +33,11 @@ def server() -> Iterator[Postgres]:
 class Site:
     """A relay on one kind of database, and a place for another of the same kind."""
 
-    def __init__(self, directory: Path, server: Postgres | None, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, directory: Path, server: Postgres | None, stack: contextlib.ExitStack, options: str = ""
+    ) -> None:
         self._directory, self._server, self._stack, self._made = directory, server, stack, 0
+        self._options = options
 
     def relay(self) -> RelayProcess:
         """A relay with an empty database."""
@@ -44,7 +50,7 @@ class Site:
             secret = directory / "password"
             secret.write_text(self._server.password)
             secret.chmod(0o600)
-            url = self._stack.enter_context(self._server.database()).replace(f":{self._server.password}", "")
+            url = self._stack.enter_context(self._server.database(self._options)).replace(f":{self._server.password}", "")
             (relay.state / "mep-relay.toml").write_text(f"database = '{url}'\ndatabase_password = '{secret}'\n")
         return relay
 
@@ -205,3 +211,60 @@ def test_a_relay_outlives_its_postgresql_server(tmp_path: Path) -> None:
         log = relay.log.read_text()
         assert ("the database is away" in log, "the database is back" in log) == (True, True)
         assert server.password not in log
+
+
+@contextlib.contextmanager
+def small_disk(directory: Path, size: str) -> Iterator[Path]:
+    """A disk of its own of this size for the length of a `with` block."""
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size},mode=0711", "tmpfs", directory], check=True)
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "-l", directory], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Leave no room on a disk; return the file that takes it."""
+    filler = disk / "filler"
+    with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"\0" * 4096)
+    return filler
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("what", ["tables", "everything"])
+def test_a_full_postgresql_disk_refuses_new_tasks_and_loses_none(tmp_path: Path, what: str) -> None:
+    """Without room for tables the server refuses a change. Without room for its log it ends, as after a crash."""
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mep-postgres-")))
+        place.chmod(0o711)
+        disk = stack.enter_context(small_disk(place / "small", "24m" if what == "tables" else "96m"))
+        (place / "server").mkdir()
+        server = stack.enter_context(Postgres(disk if what == "everything" else place / "server", "fsync = on\n"))
+        options = ""
+        if what == "tables":
+            os.chown(disk, server.data.stat().st_uid, server.data.stat().st_gid)
+            server.do(f"CREATE TABLESPACE small LOCATION '{disk}'")
+            options = "TABLESPACE small"
+        relay = Site(tmp_path, server, stack, options).relay().start()
+        stack.callback(relay.stop)
+        alice = Person(relay)
+        lab = FakeManager(relay, alice.token).hello()
+        function = alice.function()
+        accepted = alice.submit(lab.endpoint_id, function, ["x" * 1000] * 5)["tasks"][function]
+        filler = fill(disk)
+        path, large = f"/v3/endpoints/{lab.endpoint_id}/submit", {"tasks": {function: ["y" * 900_000] * 9}}
+
+        until("a refusal", lambda: alice.call("POST", path, large)[0] == 503, 120)
+        assert relay.request("GET", "/healthz")[0] == 200
+        filler.unlink()
+        if what == "everything":
+            server.start()  # as its service manager would
+        until("it to be back", lambda: alice.call("POST", path, {"tasks": {function: ["z"]}})[0] == 200, 120)
+        uep = lab.start()
+        uep.credit(5)
+        uep.finish(uep.take(5))
+        until("every end", lambda: all(alice.task(one)["status"] == "success" for one in accepted))
+        assert relay.cli("db", "check").returncode == 0

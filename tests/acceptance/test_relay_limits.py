@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import sqlite3
 import subprocess
 from pathlib import Path
@@ -10,7 +12,7 @@ import pytest
 
 from mep_sdk import Client
 from relay.store.schema import MIGRATIONS
-from tests.support.fake_peer import FakeManager
+from tests.support.fake_peer import FakeManager, FakeUep
 from tests.support.relay import RelayProcess
 from tests.support.relay_client import Person
 from tests.support.waiting import until
@@ -70,6 +72,69 @@ def test_tasks_that_wait_too_long_expire_and_delivered_ones_go_sooner(tmp_path: 
         until("the sweep", lambda: alice.call("GET", f"/v2/tasks/{first}")[0] == 404, 200)
         assert alice.task(second)["status"] == "success"
         until("the expiry", lambda: alice.task(third).get("code") == "TASK_EXPIRED", 200)
+
+
+class SweepingRelay(RelayProcess):
+    """A relay that looks for old records each half second."""
+
+    def _command(self, *words: str) -> list[str]:
+        *python, code = super()._command()[:4]
+        patch = "import relay.retention as r; r.INTERVAL_S = r.INPUTS_INTERVAL_S = 0.5;"
+        return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
+
+
+def test_ended_tasks_go_after_their_retention_and_what_they_took_is_free(tmp_path: Path) -> None:
+    with SweepingRelay(tmp_path, "--retention-days", "0.00003") as relay:  # three seconds
+        alice = Person(relay)
+        lab = FakeManager(relay, alice.token).hello()
+        function = alice.function()
+        first, newest, waits = (alice.submit(lab.endpoint_id, function, ["x" * 10_000]) for _ in range(3))
+        ids = [one["tasks"][function][0] for one in (first, newest, waits)]
+        before = json.loads(relay.cli("storage", "--json").stdout)[0]["bytes"]
+        uep = lab.start()
+        for _ in range(2):
+            uep.credit(1)
+            uep.finish(uep.take(1), b"r" * 10_000)
+        until("the first to go", lambda: alice.call("GET", f"/v2/tasks/{ids[0]}")[0] == 404)
+        assert alice.task(ids[2])["status"] not in ("success", "failed")  # one that waits has no such end
+        uep.credit(1)
+        (last,) = uep.take(1)
+        assert (last.task_id, last.payload) == (ids[2], b"x" * 10_000)
+        uep.finish([last], b"")
+        until("the second to go", lambda: alice.call("GET", f"/v2/tasks/{ids[1]}")[0] == 404)
+        until(
+            "the room", lambda: json.loads(relay.cli("storage", "--json").stdout)[0]["bytes"] < before - 29_000
+        )
+        assert relay.cli("db", "check").returncode == 0
+
+
+def test_what_is_unused_for_long_goes_and_tasks_that_need_it_still_run(tmp_path: Path) -> None:
+    with SweepingRelay(tmp_path, "--unused-days", "0.0001", "--retention-days", "0.00001") as relay:  # nine seconds
+        alice = Person(relay)
+        lab = FakeManager(relay, alice.token).hello()
+        function = alice.function("used")
+        gone, _ = (alice.submit(lab.endpoint_id, function, ["x"], user_endpoint_config={"a": 1}) for _ in range(2))
+        process = lab.start()
+        for _ in range(2):  # the newest result always stays
+            process.credit(1)
+            process.finish(process.take(1))
+        lab.ended(process.uep_id, "IDLE", "it was idle", process.incarnation)
+        process.close()
+        waits = alice.submit(lab.endpoint_id, function, ["x"])
+        request, token = lab.take_start()
+        path, more = submission(lab.endpoint_id), {"tasks": {function: ["x"]}}
+
+        until("the function to go", lambda: alice.call("POST", path, more)[1].get("code") == "FUNCTION_NOT_FOUND")
+        group = f"/v2/taskgroup/{gone['task_group_id']}"
+        until("the empty group to go", lambda: alice.call("GET", group)[0] == 404)
+        with contextlib.closing(sqlite3.connect(f"{(relay.state / 'relay.db').as_uri()}?mode=ro", uri=True)) as look:
+            until("the user endpoint to go", lambda: look.execute("SELECT count(*) FROM ueps").fetchone() == (1,))
+        lab.answer(request.uep_id, "started")
+        uep = FakeUep(lab, request, token).join()
+        uep.credit(1)
+        (task,) = uep.take(1)
+        assert task.task_id == waits["tasks"][function][0]
+        assert uep.functions == {function: b"used"}  # which stays for the tasks that need it
 
 
 @pytest.mark.root
