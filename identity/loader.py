@@ -27,6 +27,7 @@ from identity.tracked_files import FileRefused, Files
 
 _LDAP_TYPE = "ldap_identity_mapping#1.0.0"
 _ACCOUNTS = "end_user_accounts"
+_WILD = re.compile(r"\[!?.[^]]*\]|[*?]")
 _KNOW_END_USERS = (expression.DATA_TYPE, callout.DATA_TYPE)
 MAX_NODES = 1_000_000
 """Values that a YAML file may come to, its aliases written out."""
@@ -120,6 +121,10 @@ def _link(value: Any, makers: dict[str, _Maker], doubts: list[str]) -> ChainEntr
     first = document.take_choice("ambiguous", ("refuse", "first"), "refuse") == "first"
     pass_on = document.take_choice("on_error", ("stop", "next"), "stop") == "next"
     accounts = document.take_texts(_ACCOUNTS) if data_type in _KNOW_END_USERS and document.has(_ACCOUNTS) else []
+    for number, pattern in enumerate(accounts):
+        if not _WILD.sub("", pattern):
+            everyone = f"{pattern!r} fits every account of this host, people's too: name those of gateways, like 'gw-*'"
+            document.doubt(f"{_ACCOUNTS}[{number}]", everyone)
     mapper = maker(document)
     document.end()
     if isinstance(mapper, expression.ExpressionMapper) and mapper.asks_end_user != bool(accounts):

@@ -89,3 +89,14 @@ def test_a_domain_mapping_has_no_end_users(tmp_path: Path) -> None:
     file.write_text(json.dumps(document))
     with pytest.raises(MappingFileInvalid, match="end_user_accounts: unknown key"):
         loader.load(file)
+
+
+@pytest.mark.parametrize("pattern", ["*", "**", "?*", "[a-z]*", "[!r]*"])
+def test_a_pattern_that_fits_every_account_is_warned_of(tmp_path: Path, pattern: str) -> None:
+    (doubt,) = chain(tmp_path, RULE, accounts=("gw-*", pattern)).doubts
+    assert f"end_user_accounts[1]: {pattern!r} fits every account" in doubt
+
+
+@pytest.mark.parametrize("pattern", ["gw-*", "*-gw", "g*", "gateway", "[gh]w-?"])
+def test_a_pattern_of_certain_accounts_is_not(tmp_path: Path, pattern: str) -> None:
+    assert not chain(tmp_path, RULE, accounts=(pattern,)).doubts
