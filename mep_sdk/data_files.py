@@ -98,11 +98,11 @@ def _read(directory: str, part: Part) -> bytes:
             status = os.fstat(file.fileno())
             data = file.read(part.size + 1)
     except OSError as error:
-        raise DataUnavailable(reason=f"a piece of it cannot be read beside the worker: {error.strerror}") from error
+        raise DataUnavailable(reason=f"a piece of it cannot be read at the site: {error.strerror}") from error
     seen = (status.st_ino, status.st_mtime_ns, status.st_size)
     if len(data) != part.size or _checked.get(part.digest) != seen:
         if hashlib.sha256(data).digest() != part.digest:
-            raise DataUnavailable(reason="a piece of it beside the worker is damaged: it has not its SHA-256")
+            raise DataUnavailable(reason="a piece of it at the site is damaged: its SHA-256 does not match")
         _checked[part.digest] = seen
     return data
 

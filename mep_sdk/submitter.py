@@ -762,7 +762,7 @@ def _trouble(error: MepError, known: Wait | None) -> Wait:
     """Return the wait for a relay that has answered an error; `known` is the one before."""
     text = error.text
     if isinstance(error, RelayUnreachable):
-        text = f"The relay at {error.fields['url']} cannot be reached ({error.fields['reason']}). It is tried again."
+        text = f"The relay at {error.fields['url']} cannot be reached ({error.fields['reason']}). The SDK keeps trying."
     return Wait(error.code, text, time.time() if known is None else known.since)
 
 

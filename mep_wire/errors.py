@@ -60,7 +60,7 @@ class TaskExecutionFailed(ComputeError):
 
 
 class MepError(ComputeError):
-    """Something went wrong that has no name of its own: give the correlation id to the administrator."""
+    """An unexpected error occurred. Give the correlation id to the administrator."""
 
     code: ClassVar[str] = "MEP_ERROR"
     http_status: ClassVar[int] = 500
@@ -85,9 +85,7 @@ class MepError(ComputeError):
 
 
 def _sentence(cls: type[MepError]) -> str:
-    from inspect import cleandoc  # 6 ms, which only those pay who meet an error
-
-    return cleandoc(cls.__doc__ or "")
+    return " ".join((cls.__doc__ or "").split())
 
 
 # --- asking the relay -------------------------------------------------------------------------------
@@ -129,14 +127,14 @@ class IdentityUnusable(MepError):
 
 
 class LoginFailed(MepError):
-    """The login at {provider} failed: {reason}. Begin again; tell the relay's administrator if it happens again."""
+    """The login at {provider} failed: {reason}. Try again; if it fails again, tell the relay's administrator."""
 
     code = "LOGIN_FAILED"
     http_status = 403
 
 
 class ProviderUnavailable(MepError):
-    """The identity provider {provider} cannot be used just now: {reason}. Try again in a moment."""
+    """The identity provider {provider} cannot be used at the moment: {reason}. Try again in a moment."""
 
     code = "PROVIDER_UNAVAILABLE"
     http_status = 503
@@ -157,7 +155,7 @@ class EndpointNotShared(MepError):
 
 
 class EndpointLocked(MepError):
-    """Endpoint {endpoint_id} takes no new tasks just now: {reason}. Ask its administrators when it will."""
+    """Endpoint {endpoint_id} takes no new tasks at the moment: {reason}. Ask its administrators when it will."""
 
     code = "ENDPOINT_LOCKED"
     http_status = 403
@@ -178,21 +176,23 @@ class ClientForbidden(MepError):
 
 
 class NotOwner(MepError):
-    """Only the owner may change or remove {kind} {id}."""
+    """Only the owner may change or remove {kind} {id}. Log in as the owner, or ask them to do it."""
 
     code = "NOT_OWNER"
     http_status = 403
 
 
 class FunctionForbidden(MepError):
-    """Function {function_id} was registered by another person and is not public."""
+    """Function {function_id} was registered by another person and is not public. Ask them to make it public, or
+    register your own copy."""
 
     code = "FUNCTION_FORBIDDEN"
     http_status = 403
 
 
 class FunctionNotAllowed(MepError):
-    """Endpoint {endpoint_id} runs only the functions its administrator lists, and {function_id} is not among them."""
+    """Endpoint {endpoint_id} runs only the functions its administrator lists, and {function_id} is not among them. Ask
+    the administrator to add it."""
 
     code = "FUNCTION_NOT_ALLOWED"
     http_status = 403
@@ -228,7 +228,7 @@ class TaskNotFound(MepError):
 
 
 class TaskGroupNotFound(MepError):
-    """There is no task group {task_group_id} of yours."""
+    """There is no task group {task_group_id} of yours. Check the id, or whether its retention time has passed."""
 
     code = "TASK_GROUP_NOT_FOUND"
     http_status = 404
@@ -277,14 +277,14 @@ class ActionNotFinished(MepError):
 
 
 class RouteNotFound(MepError):
-    """There is nothing at {method} {path}. See GET /openapi.json for what there is."""
+    """There is nothing at {method} {path}. GET /openapi.json lists all requests."""
 
     code = "ROUTE_NOT_FOUND"
     http_status = 404
 
 
 class IdConflict(MepError):
-    """The id {id} is taken by something else. Leave the choice of ids to the SDK."""
+    """The id {id} is already used for something else. Let the SDK choose the ids."""
 
     code = "ID_CONFLICT"
     http_status = 409
@@ -299,7 +299,8 @@ class NameReserved(MepError):
 
 
 class PayloadTooLarge(MepError):
-    """{what} has {size} bytes, more than the {limit} allowed. Pass large data by file or object store: mep_sdk.data."""
+    """{what} has {size} bytes, more than the {limit} allowed. Put large data in a file or an object store and pass its
+    name: see mep_sdk.data."""
 
     code = "PAYLOAD_TOO_LARGE"
     http_status = 413
@@ -313,7 +314,8 @@ class BodyInvalid(MepError):
 
 
 class UserConfigInvalid(MepError):
-    """user_endpoint_config is not accepted by this endpoint: {key}: {reason}"""
+    """This endpoint does not accept your user_endpoint_config (mep-sdk describe ENDPOINT shows what it takes): {key}:
+    {reason}"""
 
     code = "USER_CONFIG_INVALID"
     http_status = 422
@@ -341,7 +343,7 @@ class RateLimited(MepError):
 
 
 class PayloadLost(MepError):
-    """The relay's storage no longer has the arguments or the result of this task, which were large. Submit it again."""
+    """The relay has lost the large arguments or the large result of this task. Submit it again."""
 
     code = "PAYLOAD_LOST"
 
@@ -355,42 +357,43 @@ class DataNotOffered(MepError):
 
 
 class DataNotFound(MepError):
-    """There is no piece of data {digest} of yours here. It was never uploaded, or no task needs it any more."""
+    """The relay has no piece of data {digest} of yours: it was never uploaded, or no task needs it any more. Send it
+    again."""
 
     code = "DATA_NOT_FOUND"
     http_status = 404
 
 
 class DataMismatch(MepError):
-    """The bytes that came do not have the SHA-256 {digest}, so nothing was stored. Send them again."""
+    """The uploaded bytes do not have the SHA-256 {digest}, and nothing was stored. Send them again."""
 
     code = "DATA_MISMATCH"
     http_status = 422
 
 
 class DataExpired(MepError):
-    """The relay no longer has {count} pieces of these arguments: it keeps them {hours} h without a task.
-    Submit again."""
+    """The relay no longer has {count} pieces of these arguments: it keeps unused ones for {hours} h. Submit again."""
 
     code = "DATA_EXPIRED"
     http_status = 410
 
 
 class DataUnavailable(MepError, TaskExecutionFailed):
-    """The large arguments or the large result of this task could not travel: {reason}"""
+    """The large arguments or the large result of this task could not be transferred: {reason}"""
 
     code = "DATA_UNAVAILABLE"
 
 
 class StorageFull(MepError):
-    """Your waiting tasks, kept results and functions take {size} MB here, of {limit} MB. Remove some, or wait."""
+    """Your waiting tasks, kept results and functions take up {size} MB of your {limit} MB here. Delete some, or wait
+    for tasks to end."""
 
     code = "STORAGE_FULL"
     http_status = 429
 
 
 class TooManyTasks(MepError):
-    """{count} tasks are waiting already and the limit is {limit}. Wait for some to end, then submit again."""
+    """{count} tasks are already waiting and the limit is {limit}. Wait for some to end, then submit again."""
 
     code = "TOO_MANY_TASKS"
     http_status = 429
@@ -415,14 +418,15 @@ class RelayKeyUnexpected(MepError):
 
 
 class RelayUnavailable(MepError):
-    """The relay cannot do this just now: {reason}. The SDK tries again by itself."""
+    """The relay cannot do this at the moment: {reason}. The SDK tries again by itself."""
 
     code = "RELAY_UNAVAILABLE"
     http_status = 503
 
 
 class RelayUnreachable(MepError):
-    """The relay at {url} cannot be reached ({reason}); gave up after {waited_s} s. Check address and network."""
+    """The relay at {url} cannot be reached ({reason}); gave up after {waited_s} s. Check the address and your
+    network."""
 
     code = "RELAY_UNREACHABLE"
     http_status = 503
@@ -460,21 +464,22 @@ class IdentityRemapped(MepError):
 
 
 class MappingUnconfirmed(MepError):
-    """This site ended your process, since it could not confirm for too long which account is yours. Submit again."""
+    """For too long, this site could not confirm which local account is yours, and it ended your process. Submit
+    again."""
 
     code = "MAPPING_UNCONFIRMED"
     http_status = 403
 
 
 class AccountRefused(MepError):
-    """You are not permitted by this site's policy. Ask its administrators, with the correlation id."""
+    """This site's policy does not admit you. Ask its administrators, with the correlation id."""
 
     code = "ACCOUNT_REFUSED"
     http_status = 403
 
 
 class NotAdmittedNow(MepError):
-    """This site does not admit you just now: {reason}. Your tasks wait."""
+    """This site does not admit you at the moment: {reason}. Your tasks wait."""
 
     code = "NOT_ADMITTED_NOW"
     http_status = 503
@@ -488,34 +493,36 @@ class AccountShared(MepError):
 
 
 class AccountBanned(MepError):
-    """This site's administrators have closed it to you: {reason}. Ask them, with the correlation id."""
+    """This site's administrators have blocked you: {reason}. Ask them, with the correlation id."""
 
     code = "ACCOUNT_BANNED"
     http_status = 403
 
 
 class EndpointDraining(MepError):
-    """This site starts nothing new just now: {reason}. Your tasks wait."""
+    """This site starts no new processes at the moment: {reason}. Your tasks wait."""
 
     code = "ENDPOINT_DRAINING"
     http_status = 503
 
 
 class MapperUnavailable(MepError):
-    """This site cannot look up your local account just now. Try again later."""
+    """This site cannot look up your local account at the moment. Try again later."""
 
     code = "MAPPER_UNAVAILABLE"
     http_status = 503
 
 
 class StartRequestRefused(MepError):
-    """The endpoint refused the relay's order to start ({reason}). Tell the administrators, with the correlation id."""
+    """The endpoint refused the relay's request to start your process ({reason}). Tell the administrators, with the
+    correlation id."""
 
     code = "START_REQUEST_REFUSED"
 
 
 class StartRequestStale(MepError):
-    """The endpoint refused the relay's order to start as out of date ({reason}). Check the clocks of both hosts."""
+    """The endpoint refused the relay's request to start your process as out of date ({reason}). The clocks of relay and
+    site may differ: tell the administrators."""
 
     code = "START_REQUEST_STALE"
 
@@ -527,13 +534,14 @@ class StartFailed(MepError):
 
 
 class StartInterrupted(MepError):
-    """Your process at the site was ended while it started ({reason}). Tell its administrators if it happens again."""
+    """Your process at the site was ended while it was starting ({reason}). If it happens again, tell the
+    administrators."""
 
     code = "START_INTERRUPTED"
 
 
 class UserEndpointUnstable(MepError):
-    """The task was not begun: your processes at the site ended before they took it. {reason}"""
+    """The task was not started: your processes at the site ended before they could take it. {reason}"""
 
     code = "USER_ENDPOINT_UNSTABLE"
 
@@ -545,34 +553,36 @@ class StartTimeout(MepError):
 
 
 class UserEndpointSilent(MepError):
-    """Your process at the site runs but has not reached the relay for {seconds} s. Tell the site's administrators."""
+    """Your process at the site is running but has not reached the relay for {seconds} s. Tell the site's
+    administrators."""
 
     code = "USER_ENDPOINT_SILENT"
 
 
 class SiteBusy(MepError):
-    """The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends."""
+    """The site is running as many user endpoints as it allows ({limit}). Your tasks wait until one ends."""
 
     code = "SITE_BUSY"
     http_status = 503
 
 
 class PersonLimit(MepError):
-    """You have as many user endpoints here as this site allows one person ({limit}). Your tasks wait until one ends."""
+    """You are running as many user endpoints as this site allows one person ({limit}). Your tasks wait until one
+    ends."""
 
     code = "PERSON_LIMIT"
     http_status = 503
 
 
 class AuditUnavailable(MepError):
-    """The site cannot record starts just now, and starts nothing that it cannot record. Your tasks wait."""
+    """The site cannot write its audit log at the moment, and starts nothing without it. Your tasks wait."""
 
     code = "AUDIT_UNAVAILABLE"
     http_status = 503
 
 
 class EndpointMisconfigured(MepError):
-    """The endpoint's configuration is at fault, not your request. Tell its administrators, with the correlation id."""
+    """The endpoint is misconfigured; your request is not at fault. Tell its administrators, with the correlation id."""
 
     code = "ENDPOINT_MISCONFIGURED"
 
@@ -584,13 +594,14 @@ class HomeUnusable(MepError):
 
 
 class EndpointDeleted(MepError):
-    """Endpoint {endpoint_id} was deleted while the task was waiting."""
+    """Endpoint {endpoint_id} was deleted while the task was waiting. Submit it to another endpoint."""
 
     code = "ENDPOINT_DELETED"
 
 
 class EndpointOffline(MepError):
-    """Endpoint {endpoint_id} has no link to the relay: it does not run, or its network is down. Nothing was stopped."""
+    """Endpoint {endpoint_id} has no link to the relay: it is not running, or its network is down. Nothing was
+    stopped."""
 
     code = "ENDPOINT_OFFLINE"
     http_status = 409
@@ -654,7 +665,8 @@ class ResultUnserializable(MepError, SerializationError, TaskExecutionFailed):
 
 
 class ResultTooLarge(MepError, TaskExecutionFailed):
-    """The result has {size} bytes, more than the {limit} allowed. Return a file's path or a reference: mep_sdk.data."""
+    """The result has {size} bytes, more than the {limit} allowed. Return the path of a file, or a reference: see
+    mep_sdk.data."""
 
     code = "RESULT_TOO_LARGE"
 
@@ -690,19 +702,20 @@ class EngineFailed(MepError, TaskExecutionFailed):
 
 
 class WalltimeExceeded(MepError, TaskExecutionFailed):
-    """The task ran longer than its walltime of {walltime_s} s and was ended."""
+    """The task ran longer than its walltime of {walltime_s} s and was stopped. Submit it again with a longer one."""
 
     code = "WALLTIME_EXCEEDED"
 
 
 class WalltimeTooLong(MepError, TaskExecutionFailed):
-    """The task's walltime of {walltime_s} s fits no block here: {reason}. Ask for less, or for longer blocks."""
+    """The task's walltime of {walltime_s} s is longer than the blocks here allow: {reason}. Use a shorter walltime, or
+    longer blocks."""
 
     code = "WALLTIME_TOO_LONG"
 
 
 class SerializerNotAllowed(MepError, TaskExecutionFailed):
-    """The endpoint does not accept how the {what} was serialized ({given}). It accepts: {accepted}."""
+    """The endpoint does not accept the way in which the {what} was serialized ({given}). It accepts: {accepted}."""
 
     code = "SERIALIZER_NOT_ALLOWED"
     http_status = 422
@@ -715,20 +728,20 @@ class TaskCancelled(MepError, TaskExecutionFailed):
 
 
 class DependencyFailed(MepError, TaskExecutionFailed):
-    """The task was not run, since one of its arguments is the result of a task that did not succeed: {reason}"""
+    """The task was not run because it needs the result of a task that did not succeed: {reason}"""
 
     code = "DEPENDENCY_FAILED"
 
 
 class DependencyRefused(MepError, TaskExecutionFailed):
-    """The task cannot have the result of task {task_id} from the relay: {reason}. Pass that task's result() instead."""
+    """The relay cannot pass the result of task {task_id} to this task: {reason}. Pass that task's result() instead."""
 
     code = "DEPENDENCY_REFUSED"
     http_status = 409
 
 
 class TaskExpired(MepError, TaskExecutionFailed):
-    """The task was not finished within its deadline."""
+    """The task did not finish before its deadline."""
 
     code = "TASK_EXPIRED"
 

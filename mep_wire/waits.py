@@ -32,20 +32,20 @@ class WaitCode(StrEnum):
 
 SENTENCES: Final[dict[WaitCode, str]] = {
     WaitCode.ENDPOINT_OFFLINE: "The endpoint is offline: its site has had no link to the relay since {since}.",
-    WaitCode.START_LIMIT: "The relay asks for few starts at a time at one endpoint, and yours is among those that wait "
-    "for others.",
-    WaitCode.START_ASKED: "The site was asked to start your process.",
-    WaitCode.START_QUEUED: "The site starts few user endpoints at once: yours is number {position} of those that wait.",
-    WaitCode.START_JOINING: "Your process at the site has been started, and has not reached the relay yet.",
-    WaitCode.PROCESS_AWAY: "Your process at the site has had no link to the relay since {since}. It is waited for.",
-    WaitCode.PROCESS_ENDING: "Your process at the site is ending. Another one will be started for your tasks.",
-    WaitCode.TASKS_AHEAD: "Your process at the site has as many tasks as it takes. The others wait for their turn.",
-    WaitCode.WORKERS_BUSY: "Your process at the site has the task. It begins once a worker is free.",
-    WaitCode.JOB_PENDING: "The site's scheduler has not begun your job yet: {words}",
-    WaitCode.BLOCKS_FAILING: "Workers cannot be started just now, which is tried again: {words}",
-    WaitCode.ENGINE_TROUBLE: "The site's engine cannot begin tasks just now: {words}",
-    WaitCode.ARGUMENTS_PENDING: "Futures among its arguments have not ended yet. The task is sent once they have.",
-    WaitCode.WAITS_FOR_TASK: "It waits for task {task_id}, since the result of that one is among its arguments.",
+    WaitCode.START_LIMIT: "The relay starts few processes at a time at each endpoint, and yours is waiting its turn.",
+    WaitCode.START_ASKED: "The site has been asked to start your process.",
+    WaitCode.START_QUEUED: "The site starts few user endpoints at once; yours is number {position} in the queue.",
+    WaitCode.START_JOINING: "Your process at the site has started, and has not connected to the relay yet.",
+    WaitCode.PROCESS_AWAY: "Your process at the site has had no link to the relay since {since}. The relay waits "
+    "for it.",
+    WaitCode.PROCESS_ENDING: "Your process at the site is ending. A new one will start for your tasks.",
+    WaitCode.TASKS_AHEAD: "Your process at the site has as many tasks as it can take. The others wait their turn.",
+    WaitCode.WORKERS_BUSY: "Your process at the site has the task, which starts once a worker is free.",
+    WaitCode.JOB_PENDING: "The site's scheduler has not started your job yet: {words}",
+    WaitCode.BLOCKS_FAILING: "The site cannot start workers at the moment, and keeps trying: {words}",
+    WaitCode.ENGINE_TROUBLE: "The site's engine cannot start tasks at the moment: {words}",
+    WaitCode.ARGUMENTS_PENDING: "The task is sent once all futures among its arguments have ended.",
+    WaitCode.WAITS_FOR_TASK: "The task waits for task {task_id}, as it needs its result.",
 }
 """What the person reads, with fields in braces."""
 USUAL: Final = frozenset(

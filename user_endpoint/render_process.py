@@ -30,7 +30,7 @@ from user_endpoint.shortage import interrupted, killed, reason_of
 
 DEADLINE_S = 20.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
-_MISCONFIGURED = "The endpoint's configuration is at fault, not your request. Tell its administrators."
+_MISCONFIGURED = "The endpoint is misconfigured; your request is not at fault. Tell its administrators."
 _NAMED = b"N"
 """Precedes the answer, once the groups have their names."""
 _account_decoder = msgspec.json.Decoder(dict[str, Any])

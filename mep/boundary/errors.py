@@ -69,27 +69,26 @@ class Refusal(enum.StrEnum):
 PUBLIC_TEXTS: dict[Refusal, str] = {
     Refusal.IDENTITY_REMAPPED: "This site now maps you to another local account, and ended your process under the "
     "old one. Submit again.",
-    Refusal.MAPPING_UNCONFIRMED: "This site ended your process, since it could not confirm for too long which "
-    "account is yours. Submit again.",
-    Refusal.ACCOUNT_REFUSED: "You are not permitted by this site's policy. "
-    "Ask its administrators, with the correlation id.",
-    Refusal.NOT_ADMITTED_NOW: "This site does not admit you just now: {reason}. Your tasks wait.",
+    Refusal.MAPPING_UNCONFIRMED: "For too long, this site could not confirm which local account is yours, and it "
+    "ended your process. Submit again.",
+    Refusal.ACCOUNT_REFUSED: "This site's policy does not admit you. Ask its administrators, with the correlation id.",
+    Refusal.NOT_ADMITTED_NOW: "This site does not admit you at the moment: {reason}. Your tasks wait.",
     Refusal.ACCOUNT_SHARED: "This site lets only one person at a time use an account, and another person is using "
     "yours. Try again later.",
-    Refusal.ACCOUNT_BANNED: "This site's administrators have closed it to you: {reason}. "
-    "Ask them, with the correlation id.",
-    Refusal.ENDPOINT_DRAINING: "This site starts nothing new just now: {reason}. Your tasks wait.",
-    Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account just now. Try again later.",
+    Refusal.ACCOUNT_BANNED: "This site's administrators have blocked you: {reason}. Ask them, with the correlation id.",
+    Refusal.ENDPOINT_DRAINING: "This site starts no new processes at the moment: {reason}. Your tasks wait.",
+    Refusal.MAPPER_UNAVAILABLE: "This site cannot look up your local account at the moment. Try again later.",
     Refusal.START_FAILED: "The site could not start your process (at stage {stage}). "
     "Tell its administrators, with the correlation id.",
-    Refusal.START_INTERRUPTED: "Your process at the site was ended while it started ({reason}). "
-    "Tell its administrators if it happens again.",
+    Refusal.START_INTERRUPTED: "Your process at the site was ended while it was starting ({reason}). If it "
+    "happens again, tell the administrators.",
     Refusal.START_TIMEOUT: "Your process at the site was not ready within {seconds} s. "
     "Tell its administrators, with the correlation id.",
-    Refusal.SITE_BUSY: "The site runs as many user endpoints as it allows ({limit}). Your tasks wait until one ends.",
-    Refusal.PERSON_LIMIT: "You have as many user endpoints here as this site allows one person ({limit}). "
-    "Your tasks wait until one ends.",
-    Refusal.AUDIT_UNAVAILABLE: "The site cannot record starts just now, and starts nothing that it cannot record. "
+    Refusal.SITE_BUSY: "The site is running as many user endpoints as it allows ({limit}). Your tasks wait until "
+    "one ends.",
+    Refusal.PERSON_LIMIT: "You are running as many user endpoints as this site allows one person ({limit}). Your "
+    "tasks wait until one ends.",
+    Refusal.AUDIT_UNAVAILABLE: "The site cannot write its audit log at the moment, and starts nothing without it. "
     "Your tasks wait.",
     Refusal.OUT_OF_MEMORY: "Your process at the site ran out of memory ({limit}). Use less, or ask its administrators.",
     Refusal.TOO_MANY_PROCESSES: "Your process at the site reached its limit of processes and threads ({limit}). "
@@ -98,17 +97,17 @@ PUBLIC_TEXTS: dict[Refusal, str] = {
 """The sentences of mep_wire.errors that monitor and keeper send themselves. The others come from the mapper."""
 
 OWN_LIMIT = PUBLIC_TEXTS[Refusal.PERSON_LIMIT]
-NO_SLOT = "The site starts no more than {limit} user endpoints at a time, and others are under way. Your tasks wait."
+NO_SLOT = "The site starts no more than {limit} user endpoints at a time, and others are starting. Your tasks wait."
 """SITE_BUSY in other words: for a start beyond `max_starting`."""
 STILL_ENDING = "An earlier process of this user endpoint is still ending. Your tasks wait."
 """SITE_BUSY in other words: for a start that waited too long for the end of the process before it."""
 
-DRAINED = "This site starts nothing new just now: {reason}. Submit again later."
+DRAINED = "This site starts no new processes at the moment: {reason}. Submit again later."
 """ENDPOINT_DRAINING in other words: for a drain that refuses starts."""
 SITE_SAYS = "The site refuses to start your process: {reason}"
 """ACCOUNT_REFUSED in other words: with the text that the site's hook or its PAM modules have for the person."""
 
-NO_ROOM = "The site has no room for another process just now (at stage {stage}). Your tasks wait."
+NO_ROOM = "The site has no room for another process at the moment (at stage {stage}). Your tasks wait."
 """SITE_BUSY in other words: for a start that the host lacked a resource for."""
 SCARCE = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT})
 """errno values of a temporary shortage: another try may succeed."""

@@ -353,7 +353,7 @@ class Manager:
         if start.uep_id in self._running:
             self._send_start(start)  # begins nothing
         elif len(self._queue) >= MAX_PENDING:
-            self._answer_busy(start, "The endpoint has more start requests than it can take just now.")
+            self._answer_busy(start, "The endpoint has more start requests than it can take at the moment.")
         else:
             self._queue.add(start, time.monotonic())
             self._send_starts(time.monotonic())
@@ -373,7 +373,7 @@ class Manager:
         ref = next(self._refs)
         outstanding = len(self._pending) + len(self._pending_rechecks)
         if outstanding >= MAX_PENDING or fd_reserve.is_touched() or not self._ask_monitor(ref, start):
-            self._answer_busy(start, "The endpoint has more start requests than it can take just now.")
+            self._answer_busy(start, "The endpoint has more start requests than it can take at the moment.")
             return None
         self._pending[ref] = msgspec.structs.replace(start, request=b"", signature=b"")
         if self._figures is not None:

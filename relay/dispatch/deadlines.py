@@ -26,12 +26,12 @@ PAGE = 1000
 _LONGEST_S = 86400.0
 _WHERE = {
     TaskState.QUEUED: "it was still waiting",
-    TaskState.DISPATCHED: "it was sent to the site, which had not yet reported that it began",
-    TaskState.RUNNING: "it had begun, and was ended",
+    TaskState.DISPATCHED: "it was sent to the site, which had not reported yet that it began",
+    TaskState.RUNNING: "it had begun, and was stopped",
 }
-_OUT_OF_TOUCH = "it was sent to the site, which is out of touch: it is not known whether it had begun"
+_OUT_OF_TOUCH = "it was sent to the site, which cannot be reached: it is not known whether it had begun"
 
-_AGAIN = "it had begun, its process was lost, and it waited to be begun again"
+_AGAIN = "it had begun, its process was lost, and it was waiting to start again"
 
 
 class QueueDeadlines:

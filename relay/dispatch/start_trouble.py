@@ -52,7 +52,8 @@ class StartTrouble:
     def so_far(self, now: float) -> str:
         """Return, for the person, how the last one was lost, how many were, and in which time."""
         times = "once" if self.count == 1 else f"{self.count} times"
-        return f"{self.text[:1].upper()}{self.text[1:]} It was lost {times} within {max(1, round(now - self.since))} s."
+        text = f"{self.text[:1].upper()}{self.text[1:]}"
+        return f"{text} This has happened {times} in {max(1, round(now - self.since))} s."
 
 
 def sentence(text: str) -> str:

@@ -564,14 +564,12 @@ def _expired(row: int, text: str) -> TaskEnding:
 
 def _why_expired(lifetime_s: float, *, again: bool, doubtful: bool) -> str:
     """Return the text for a task that has waited for too long. `again`: an attempt at it was lost."""
-    within = f"within {lifetime_s / 86400:g} days, the longest that one waits"
+    within = f"within {lifetime_s / 86400:g} days, the longest that a task may wait"
     if again:
-        return (
-            f"The task was not finished {within}: it had begun, its process was lost, and it waited to be begun again."
-        )
+        return f"The task did not finish {within}: it had begun, its process was lost, and it waited to start again."
     if doubtful:
-        return f"The task was not finished {within}: a process that has ended had it, and may have begun it."
-    return f"The task was not begun {within}."
+        return f"The task did not finish {within}: a process that has ended had it, and may have begun it."
+    return f"The task was not started {within}."
 
 
 def _ending(item: messages.ResultItem, most_bytes: int) -> TaskEnding:

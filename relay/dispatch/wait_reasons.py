@@ -60,7 +60,7 @@ def next_try(uep: Uep, now: float) -> str:
     """Return, for the person, what the relay does about a start that came to nothing. `now` is the loop's time."""
     if uep.starting or uep.timer is None:
         return "The relay has asked the site again."
-    return f"The relay asks the site again in {max(1, round(uep.timer.when() - now))} s."
+    return f"The relay will ask the site again in {max(1, round(uep.timer.when() - now))} s."
 
 
 def calendar(at: float) -> str:

@@ -106,7 +106,7 @@ def test_the_relay_hands_the_result_over(executor: Executor, go: pathlib.Path) -
     third = executor.submit(total, [second, first], more=second)
     sent(executor, second, third)
     told = executor.client.get_task(second.task_id)
-    assert told["reason"] == f"It waits for task {first.task_id}, since the result of that one is among its arguments."
+    assert told["reason"] == f"The task waits for task {first.task_id}, as it needs its result."
     go.touch()
     assert (second.result(WAIT_S), third.result(WAIT_S)) == (41, 122)
 

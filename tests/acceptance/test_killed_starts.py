@@ -89,7 +89,7 @@ def test_a_kill_in_mid_start_fails_no_task(own_place: Any, find: Callable[[int, 
             for pid in victims:
                 os.kill(pid, signal.SIGKILL)
             until("the end of the victims", lambda killed=victims: not set(find(monitor, None)) & set(killed), RESULT_S)
-            until("the reason", lambda: "was ended while it started" in _reason(client, futures[0]), RESULT_S)
+            until("the reason", lambda: "was ended while it was starting" in _reason(client, futures[0]), RESULT_S)
         (work / "go").touch()
         assert [future.result(timeout=RESULT_S) for future in futures] == [1] * 5
     assert all((work / f"ran-{number}").read_text() == "once\n" for number in range(5))

@@ -89,7 +89,7 @@ def test_what_a_person_reads_of_a_refusal() -> None:
             campus.endpoint.start()
             with campus.executor("alice") as executor, pytest.raises(MepError) as caught:
                 executor.submit(look, "/usr/bin/id").result(timeout=RESULT_S)
-            assert "not permitted by this site's policy" in str(caught.value)
+            assert "site's policy does not admit you" in str(caught.value)
             assert "pam_acct_mgmt" not in str(caught.value)
             assert "PAM_ACCOUNT" in campus.log() and "pam_acct_mgmt" in campus.log()
     finally:

@@ -169,7 +169,7 @@ def test_a_waiting_task_expires_at_its_deadline(alice: Person, lab: FakeManager,
     answer = alice.submit(lab.endpoint_id, function, ["p"], deadline_s=0.3)
     end = the_end(alice, answer)
     assert (end["status"], end["code"]) == ("expired", "TASK_EXPIRED")
-    assert end["reason"] == "The task was not finished within its deadline: it was still waiting."
+    assert end["reason"] == "The task did not finish before its deadline: it was still waiting."
     assert status_of(alice, alice.submit(lab.endpoint_id, function, ["p"], deadline_s=3600)) == ["waiting-for-ep"]
 
 
@@ -181,7 +181,7 @@ def test_a_running_task_expires_is_stopped_and_its_late_result_harms_nobody(
     end = the_end(alice, answer)
     assert (end["status"], end["reason"]) == (
         "expired",
-        "The task was not finished within its deadline: it had begun, and was ended.",
+        "The task did not finish before its deadline: it had begun, and was stopped.",
     )
     assert uep.expect(messages.CancelTasks).rows == [task.row]
     uep.finish([task])  # it is confirmed, and not taken

@@ -240,9 +240,9 @@ def test_a_start_that_was_interrupted_is_asked_for_again_and_the_person_reads_wh
     alice: Person, lab: FakeManager, function: str
 ) -> None:
     answer = alice.submit(lab.endpoint_id, function, ["p"])
-    text = "Your process at the site was ended while it started (killed by signal 9)."
+    text = "Your process at the site was ended while it was starting (killed by signal 9)."
     ((task_id,),) = answer["tasks"].values()
-    for tried in ("It was lost once", "It was lost 2 times", "It was lost 3 times"):
+    for tried in ("happened once", "happened 2 times", "happened 3 times"):
         request, _ = lab.take_start()
         lab.answer(request.uep_id, "unavailable", "START_INTERRUPTED", text)
         until("the reason that is tried", lambda tried=tried: tried in (alice.task(task_id)["reason"] or ""))  # type: ignore[misc]

@@ -70,7 +70,7 @@ def test_a_deadline_says_not_begun_only_of_what_a_site_in_touch_has(
     following = lab.start()
     following.credit(1)
     following.take(1)
-    assert "not yet reported that it began" in end_of(alice, other)[1]
+    assert "not reported yet that it began" in end_of(alice, other)[1]
 
 
 DEADLINE_S = 3.0

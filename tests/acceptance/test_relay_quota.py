@@ -28,7 +28,7 @@ def test_who_has_too_much_stored_is_refused_also_after_a_restart_and_nobody_else
     answer = alice.submit(lab.endpoint_id, function, ["x" * 300_000] * 3)
     path, body = f"/v3/endpoints/{lab.endpoint_id}/submit", {"tasks": {function: ["x" * 200_000]}}
     reason = alice.refused(429, "STORAGE_FULL", "POST", path, body)
-    assert "0.9 MB here, of 1.0 MB" in reason
+    assert "0.9 MB of your 1.0 MB" in reason
     bob.ok("POST", path, body)
     relay.kill()
     relay.start()
@@ -53,7 +53,7 @@ def test_functions_count_and_many_small_ones_as_well(relay: RelayProcess) -> Non
     dave.ok("POST", "/v3/functions", body)
     carol.ok("DELETE", f"/v2/functions/{known}")
     reason = carol.refused(429, "STORAGE_FULL", "POST", "/v3/functions", body)
-    assert "functions take 1.0 MB here, of 1.0 MB" in reason
+    assert "functions take up 1.0 MB of your 1.0 MB" in reason
 
 
 def test_limits_of_rate_and_size_are_said_and_hold_for_one_person(tmp_path: Path) -> None:

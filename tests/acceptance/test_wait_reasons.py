@@ -84,7 +84,7 @@ def test_a_persons_own_cap_ends_the_idle_one_and_waits_for_the_busy_one(place: C
         held = two.submit(hold, str(flag))
         until("it runs", lambda: Path(f"{flag}.begun").exists(), RESULT_S)
         waits = one.submit(pow, 2, 5)
-        assert "as many user endpoints here" in wait_of(one, waits, "PERSON_LIMIT")["reason"]
+        assert "as many user endpoints as this site" in wait_of(one, waits, "PERSON_LIMIT")["reason"]
         assert not held.done(), "one in use is left alone"
         flag.touch()
         assert held.result(timeout=RESULT_S) == str(flag)

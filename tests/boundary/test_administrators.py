@@ -201,7 +201,7 @@ def test_a_drain_refuses_starts_and_outlives_a_restart(alice: LocalAccount) -> N
         assert not peer.ask(AdminDrain(0, "", "disks."))[0].problem
         _, answer = start_as(manager, mapper, alice.name)
         assert (answer.outcome, answer.code) == ("unavailable", "ENDPOINT_DRAINING")
-        assert answer.public == "This site starts nothing new just now: disks. Your tasks wait."
+        assert answer.public == "This site starts no new processes at the moment: disks. Your tasks wait."
         run.stop(signal.SIGTERM)
         run.start()
         manager, mapper = run.ready()

@@ -102,7 +102,7 @@ def test_a_walltime_longer_than_any_blocks_is_refused_at_once(make: Callable[...
     bench = make()
     (item,) = bench.wait(submit(bench, 600.0))
     assert item.code == "WALLTIME_TOO_LONG"
-    assert "walltime of 600.0 s fits no block here: blocks run for 600 s" in item.text
+    assert "walltime of 600.0 s is longer than the blocks here allow: blocks run for 600 s" in item.text
     assert not (jobs / "log").exists(), "no block was asked for"
     assert bench.value(bench.submit(echo, 1), timeout_s=40) == 1
 

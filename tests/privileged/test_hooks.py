@@ -65,7 +65,7 @@ def test_hook_that_says_no(alice: LocalAccount, site: Site) -> None:
 def test_hook_that_says_no_without_a_word(alice: LocalAccount, site: Site) -> None:
     silent = hook(site, "exit 1")
     with running_monitor(pre_start_hook=silent) as (run, manager, mapper):
-        assert "not permitted by this site's policy" in start_as(manager, mapper, alice.name)[1].public
+        assert "site's policy does not admit you" in start_as(manager, mapper, alice.name)[1].public
         assert start_record(run)["detail"] == f"pre_start_hook {silent.path}: exit status 1: nothing on standard error"
 
 

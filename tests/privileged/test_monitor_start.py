@@ -115,9 +115,7 @@ def test_securebits_are_locked(alice: LocalAccount) -> None:
 def refused(run: MonitorRun, answer: StartAnswered, local_name: str, stage: str, detail: str) -> None:
     """Check a refusal by policy: nothing local leaves the host, everything is in the audit log."""
     assert (answer.outcome, answer.code) == ("refused", "ACCOUNT_REFUSED")
-    assert (
-        answer.public == "You are not permitted by this site's policy. Ask its administrators, with the correlation id."
-    )
+    assert answer.public == "This site's policy does not admit you. Ask its administrators, with the correlation id."
     assert local_name not in answer.public
     record = next(one for one in run.audit_records() if one["event"] == "start")
     assert (record["stage"], record["code"], record["local_user"]) == (stage, "ACCOUNT_REFUSED", local_name)

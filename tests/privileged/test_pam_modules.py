@@ -32,7 +32,7 @@ def started(run: MonitorRun, manager: Puppet, mapper: Puppet, user: str) -> int:
 
 def check_refused(run: MonitorRun, answer: StartAnswered, stage: str, *texts: str) -> None:
     assert (answer.outcome, answer.code) == ("refused", "ACCOUNT_REFUSED")
-    assert "not permitted by this site's policy" in answer.public and answer.correlation_id
+    assert "site's policy does not admit you" in answer.public and answer.correlation_id
     record = next(one for one in run.audit_records() if one["event"] == "start")
     assert record["stage"] == stage
     for text in texts:
@@ -79,7 +79,7 @@ def test_shells(site: Site) -> None:
 
 def check_waits(run: MonitorRun, answer: StartAnswered, reason: str) -> None:
     assert (answer.outcome, answer.code) == ("unavailable", "NOT_ADMITTED_NOW")
-    assert answer.public == f"This site does not admit you just now: {reason}. Your tasks wait."
+    assert answer.public == f"This site does not admit you at the moment: {reason}. Your tasks wait."
     record = next(one for one in run.audit_records() if one["event"] == "start")
     assert (record["stage"], record["code"]) == ("PAM_ACCOUNT", "NOT_ADMITTED_NOW")
 

@@ -97,7 +97,7 @@ def test_refusals(alice: LocalAccount, site: Site, line: str, stage: str, detail
     with pam_monitor(site, line) as (run, manager, mapper):
         _, answer = start_as(manager, mapper, alice.name)
         assert (answer.outcome, answer.code) == ("refused", "ACCOUNT_REFUSED")
-        assert "not permitted by this site's policy" in answer.public and answer.correlation_id == "corr-1"
+        assert "site's policy does not admit you" in answer.public and answer.correlation_id == "corr-1"
         record = next(one for one in run.audit_records() if one["event"] == "start")
         assert (record["stage"], record["correlation_id"]) == (stage, "corr-1")
         assert record["detail"].startswith(detail) and "PAM code" in record["detail"]

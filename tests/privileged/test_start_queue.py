@@ -67,7 +67,7 @@ def test_a_person_reads_its_place_where_the_task_is_asked_about(campus: Campus) 
         until("a start request", lambda: asked(campus, "alice", first))
         time.sleep(1.0)  # until the one start that may be under way is
         second = other.submit(pow, 2, 4)
-        place = "The site starts few user endpoints at once: yours is number 1 of those that wait."
+        place = "The site starts few user endpoints at once; yours is number 1 in the queue."
         until("its place", lambda: asked(campus, "bob", second).get("reason") == place)
         assert second.result(timeout=WAIT_S) == 16
         assert asked(campus, "bob", second).get("reason") is None

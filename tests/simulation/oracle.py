@@ -18,7 +18,7 @@ from .world import World
 LOST = frozenset({WorkerLost.code, UserEndpointLost.code})
 NOT_KNOWN = ("it is not known whether it had begun", "processes ended in a row before any task did")
 """Words of an end as lost of a task that was perhaps, or certainly, never sent."""
-NOT_BEGUN = ("had not begun", "was still waiting", "was not begun")
+NOT_BEGUN = ("had not begun", "was still waiting", "was not started")
 """Words of an expiry that says that the task did not begin."""
 
 

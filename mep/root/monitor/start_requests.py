@@ -41,7 +41,7 @@ MAX_MAPPING = 32
 """Requests that the mapper has at a time; the others wait here."""
 MAX_HELD_BYTES = 64 * 1024 * 1024
 """Total size of the documents of waiting starts. Beyond it, starts are `unavailable`."""
-_NOT_ENOUGH_MEMORY = "The site has more start requests than it can take just now. Your tasks wait."
+_NOT_ENOUGH_MEMORY = "The site has more start requests than it can take at the moment. Your tasks wait."
 
 
 class StartRequests(Part):

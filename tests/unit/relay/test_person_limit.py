@@ -91,7 +91,7 @@ def test_one_in_use_is_left_alone_and_the_tasks_wait(busy: str) -> None:
         home.refused()
         assert home.stopped() == 0
         assert one.state is state
-        assert "as many user endpoints here as this site allows" in home.why.text
+        assert "as many user endpoints as this site allows" in home.why.text
 
     asyncio.run(run())
 

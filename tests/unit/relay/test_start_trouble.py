@@ -80,7 +80,7 @@ def test_a_process_lost_at_its_start_is_asked_for_again_while_tasks_wait(code: s
         await asyncio.sleep(0.02)
         (task,) = scene.store.tasks([scene.task.task_id])
         assert (task.state, task.code) == (TaskState.FAILED, code)
-        assert KILLED.text in task.text and "lost 7 times" in task.text
+        assert KILLED.text in task.text and "happened 7 times" in task.text
         assert (scene.uep.starting, scene.uep.timer, scene.uep.trouble.count) == (False, None, 0)
 
     asyncio.run(run())
@@ -108,7 +108,7 @@ def test_the_person_reads_why_a_start_came_to_nothing() -> None:
             uep_id="u", outcome="unavailable", code="SITE_BUSY", text="The site is full.", correlation_id=""
         )
         scene.dispatcher.starts.answered(scene.manager, busy)
-        assert scene.why.text.startswith("The site is full. The relay asks the site again in ")
+        assert scene.why.text.startswith("The site is full. The relay will ask the site again in ")
 
     asyncio.run(run())
 
@@ -132,8 +132,8 @@ def test_processes_that_die_after_their_join_are_asked_for_after_growing_pauses(
         scene.uep.go(UepState.ONLINE)
         await scene.ended()
         assert (scene.state, scene.code) == (TaskState.FAILED, UserEndpointUnstable.code)
-        assert "was not begun" in scene.text and "that ran the task" not in scene.text
-        assert "Its process was killed. It was lost 3 times" in scene.text
+        assert "was not started" in scene.text and "that ran the task" not in scene.text
+        assert "Its process was killed. This has happened 3 times" in scene.text
 
     asyncio.run(run())
 

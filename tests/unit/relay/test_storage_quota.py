@@ -31,7 +31,7 @@ def test_a_person_over_the_limit_is_refused_with_the_numbers_and_others_are_not(
     scene = Scene()
     scene.quota.check("alice", 400_000)
     scene.quota.check("bob", 1_000_000)
-    with pytest.raises(StorageFull, match=r"0\.6 MB here, of 1\.0 MB") as caught:
+    with pytest.raises(StorageFull, match=r"0\.6 MB of your 1\.0 MB") as caught:
         scene.quota.check("alice", 400_001)
     assert (caught.value.code, caught.value.http_status) == ("STORAGE_FULL", 429)
 

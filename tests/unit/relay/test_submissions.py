@@ -40,7 +40,7 @@ def test_tasks_are_stored_counted_and_their_user_endpoint_is_asked_for() -> None
         assert await scene.dispatcher.submit(wanted) == ""
         stored = scene.store.tasks([task.task_id for task in wanted.tasks])
         assert [task.state for task in stored] == [TaskState.QUEUED] * 3
-        with pytest.raises(TooManyTasks, match="4 tasks are waiting"):  # one was there
+        with pytest.raises(TooManyTasks, match="4 tasks are already waiting"):  # one was there
             scene.dispatcher.live.open_tasks.check("a", "", 1, 4)
         await scene.spoken()
         assert [type(one) for one in scene.sent()] == [messages.SignedStart]
@@ -69,7 +69,7 @@ def test_a_refused_submission_leaves_nothing(limits: PersonLimits | None, error:
         with pytest.raises(error):
             await scene.dispatcher.submit(wanted)
         assert scene.store.tasks([task.task_id for task in wanted.tasks]) == []
-        with pytest.raises(TooManyTasks, match="1 tasks are waiting"):
+        with pytest.raises(TooManyTasks, match="1 tasks are already waiting"):
             scene.dispatcher.live.open_tasks.check("a", "", 1, 1)
         assert scene.link_.sent == []
 

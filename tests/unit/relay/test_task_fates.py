@@ -134,7 +134,7 @@ def test_after_a_row_of_losses_each_task_reads_its_own_truth(state: TaskState) -
         begun = "that ran the task ended before the task did: It was killed."
         maybe = "that ran the task ended before the task did: its process ended, and it is not known whether it had "
         said = {
-            TaskState.QUEUED: (UserEndpointUnstable.code, "The task was not begun: "),
+            TaskState.QUEUED: (UserEndpointUnstable.code, "The task was not started: "),
             TaskState.DISPATCHED: (UserEndpointLost.code, f"The user endpoint {maybe}begun there. It was killed."),
             TaskState.RUNNING: (UserEndpointLost.code, f"The user endpoint {begun}"),
         }
@@ -148,7 +148,7 @@ def test_after_a_row_of_losses_each_task_reads_its_own_truth(state: TaskState) -
 @pytest.mark.parametrize(
     ("state", "said"),
     [
-        (TaskState.QUEUED, "was not begun within"),
+        (TaskState.QUEUED, "was not started within"),
         (TaskState.DISPATCHED, "may have begun it"),
         (TaskState.RUNNING, "it had begun, its process was lost"),
     ],
@@ -166,7 +166,7 @@ def test_a_task_that_waited_for_too_long_reads_whether_it_may_have_begun(state: 
         await scene.dispatcher.delivery.expire(scene.uep, 1e-6)
         assert scene.state is TaskState.EXPIRED
         assert said in scene.text
-        assert ("not begun" in scene.text) == (state is TaskState.QUEUED)
+        assert ("not started" in scene.text) == (state is TaskState.QUEUED)
 
     asyncio.run(run())
 

@@ -215,7 +215,7 @@ def test_a_task_that_cannot_be_sent_says_why(session: Submitter) -> None:
     ("error", "words"),
     [
         (RelayUnavailable(reason="its store cannot read"), "its store cannot read"),
-        (RelayUnreachable(url="http://relay", reason="Connection refused", waited_s=0), "refused). It is tried again."),
+        (RelayUnreachable(url="http://relay", reason="Connection refused", waited_s=0), "The SDK keeps trying."),
     ],
 )
 def test_a_relay_that_does_not_say_where_tasks_are_is_the_reason(

@@ -139,7 +139,7 @@ def test_a_task_is_ended_at_its_deadline_and_says_so(stage: Stage) -> None:
     stage.uep.tick()
     assert stage.engine.cancelled == [1]
     stage.happens(ResultItem(1, "task-1", "TASK_CANCELLED", "The task was cancelled.", b"", 0.0, 2.0))
-    assert ends(stage) == [("TASK_EXPIRED", "The task was not finished within its deadline.")]
+    assert ends(stage) == [("TASK_EXPIRED", "The task did not finish before its deadline.")]
 
 
 def test_deadlines_of_tasks_that_have_ended_are_not_gathered() -> None:
