@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
@@ -44,7 +45,11 @@ def user_endpoint_id(
     (one for a whole identity set), so linking another identity does not start a second process.
     """
     name = canonical_json([endpoint_id, account_id, user_endpoint_config, runtime])
-    return str(uuid.uuid5(_UEP_NAMESPACE, name.decode()))
+    # uuid.uuid5 of it, which costs each submission three times as much
+    value = int.from_bytes(hashlib.sha1(_UEP_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], "big")
+    value = value & ~(0xF << 76) | 0x5 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return uuid_text(value.to_bytes(16, "big"))
 
 
 def uuid_text(raw: bytes) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import hashlib
+import marshal
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +41,8 @@ MAX_SLOW = 16
 """Most slow checks that run or wait; they run one at a time."""
 KEPT = 256
 """The number of endpoints with a cached validator."""
+MAX_PASSED = 256
+"""Configurations of one endpoint that are known to pass: most submissions have that of the one before."""
 MAX_REASON = 500
 MAX_KEYS_NAMED = 20
 """Most allowed keys that a refusal lists."""
@@ -188,29 +192,41 @@ def _where(error: ValidationError) -> str:
     return ".".join(str(part) for part in error.absolute_path) or "(top level)"
 
 
+class _Kept:
+    """A schema, what checks by it, and the digests of configurations that have passed."""
+
+    def __init__(self, schema: Mapping[str, Any] | None) -> None:
+        self.schema, self.passed = schema, set[bytes]()
+        self.validator = None if schema is None else _class_for(schema)(schema, registry=SPECIFICATIONS)
+
+
 class UserConfigChecks:
     """Checks configurations, with the validators of recently used endpoints kept."""
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[str, tuple[Mapping[str, Any], Any]] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, "schema-check")
         self._slow = 0
 
     async def check(self, endpoint_id: str, schema: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
         """Raises UserConfigReserved, UserConfigInvalid or RelayBusy. `config` is plain (see relay.api.json_values)."""
+        kept, digest = self._kept_for(endpoint_id, schema), hashlib.sha256(marshal.dumps(config, 2)).digest()
+        if digest in kept.passed:
+            return
         for key in config:
             if key in RESERVED_TEMPLATE_VARIABLES:
                 raise UserConfigReserved(key=key)
         check_characters(config)
-        if schema is None:
-            return
         try:
-            error = await self._error(self._validator(endpoint_id, schema), config)
+            error = None if kept.validator is None else await self._error(kept.validator, config)
         except _CHECK_FAILURES as failure:
             reason = f"the endpoint's schema cannot be applied to it ({type(failure).__name__})"
             raise UserConfigInvalid(key="(top level)", reason=reason, detail=str(failure)) from failure
         if error is not None:
             raise UserConfigInvalid(key=_where(error), reason=error.message[:MAX_REASON])
+        if len(kept.passed) >= MAX_PASSED:
+            kept.passed.clear()
+        kept.passed.add(digest)
 
     async def _error(self, validator: Any, config: Mapping[str, Any]) -> ValidationError | None:
         """Return the first error. Raises _CHECK_FAILURES or RelayBusy."""
@@ -232,11 +248,10 @@ class UserConfigChecks:
         finally:
             self._slow -= 1
 
-    def _validator(self, endpoint_id: str, schema: Mapping[str, Any]) -> Any:
+    def _kept_for(self, endpoint_id: str, schema: Mapping[str, Any] | None) -> _Kept:
         kept = self._kept.get(endpoint_id)
-        if kept is None or kept[0] != schema:
-            kept = (schema, _class_for(schema)(schema, registry=SPECIFICATIONS))
-            self._kept[endpoint_id] = kept
+        if kept is None or kept.schema != schema:
+            kept = self._kept[endpoint_id] = _Kept(schema)
             if len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
-        return kept[1]
+        return kept

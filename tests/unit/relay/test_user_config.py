@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import Any
+from unittest.mock import Mock
 
 import jsonschema
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from mep_wire.errors import BodyInvalid, UserConfigInvalid, UserConfigReserved
 from relay.api import user_config_check
-from relay.api.user_config_check import KEPT, UserConfigChecks, check_schema
+from relay.api.user_config_check import KEPT, MAX_PASSED, UserConfigChecks, check_schema
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.sampled_from(["a", "ab", "B", ""]),
@@ -84,6 +85,20 @@ def test_a_changed_schema_is_noticed_and_memory_is_bounded() -> None:
     for number in range(KEPT + 10):
         asyncio.run(checks.check(f"e{number}", {}, {}))
     assert len(checks._kept) == KEPT
+
+
+def test_a_configuration_that_has_passed_is_not_checked_again() -> None:
+    checks = UserConfigChecks()
+    schema = {"properties": {"a": {"maximum": 3}}}
+    asyncio.run(checks.check("e", schema, {"a": 1}))
+    checks._kept["e"].validator = Mock(iter_errors=Mock(side_effect=AssertionError))
+    asyncio.run(checks.check("e", schema, {"a": 1}))
+    for _ in range(2):
+        with pytest.raises(UserConfigInvalid):
+            asyncio.run(checks.check("f", schema, {"a": 4}))  # what has not passed is
+    for number in range(2 * MAX_PASSED):
+        asyncio.run(checks.check("f", schema, {"a": -number}))
+    assert len(checks._kept["f"].passed) <= MAX_PASSED
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import uuid
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mep_wire.ids import canonical_json, user_endpoint_id, uuid7
+from mep_wire.ids import _UEP_NAMESPACE, canonical_json, user_endpoint_id, uuid7
 
 _json = st.recursive(
     st.none()
@@ -30,6 +30,12 @@ def test_uuid7_has_the_layout_of_rfc_9562(unix_ms: int, entropy: bytes) -> None:
 
 def test_later_ids_sort_after_earlier_ones() -> None:
     assert uuid7(1000, b"\xff" * 10).bytes < uuid7(1001, b"\x00" * 10).bytes
+
+
+@given(st.dictionaries(st.text(), _json, max_size=6))
+def test_the_id_of_a_user_endpoint_is_a_version_5_uuid(config: dict[str, object]) -> None:
+    name = canonical_json(["e", "a", config, {}]).decode()
+    assert user_endpoint_id("e", "a", config, {}) == str(uuid.uuid5(_UEP_NAMESPACE, name))
 
 
 @given(st.dictionaries(st.text(), _json, max_size=6))
