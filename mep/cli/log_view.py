@@ -13,7 +13,6 @@ import re
 import select
 import socket
 import stat
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -27,6 +26,7 @@ from mep.boundary.text import printable
 from mep.cli.admin_client import AdminClient, is_foreign
 from mep.cli.endpoint_state import describe_all
 from mep.cli.exit_codes import CliFailed, Exit
+from mep.cli.journal import JOURNALCTL, Journal, JournalUnreadable
 from mep.cli.log_lines import as_text
 from mep.cli.unprivileged_child import UnprivilegedChild
 
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 LOOK_AGAIN_S = 0.25
 QUIET_S = 60.0
 """How long the person's log may take: a home directory may be slow."""
-JOURNALCTL = "/usr/bin/journalctl"
 _JOURNAL_LINES = 20_000
 """Most lines of the journal that are searched."""
 _CHUNK = 32 * 1024
@@ -79,7 +78,7 @@ def _text(line: bytes) -> str:
     return printable(as_text(line.decode("utf-8", "replace")))
 
 
-def _tail(where: EndpointPaths, wanted: Callable[[str], bool]) -> _Tail | _Journal:
+def _tail(where: EndpointPaths, wanted: Callable[[str], bool]) -> _Tail | _JournalTail:
     """Return the end of the endpoint's log: of its file, else of systemd's journal. Raises CliFailed."""
     try:
         return _Tail(partial(_open_log, where), wanted)
@@ -87,10 +86,10 @@ def _tail(where: EndpointPaths, wanted: Callable[[str], bool]) -> _Tail | _Journ
         if not Path(JOURNALCTL).exists():
             raise
         click.echo(printable(f"--- the journal of mep@{where.name}, since {error.text}"), err=True)
-        return _Journal(f"mep@{where.name}", wanted)
+        return _JournalTail(Journal(where), wanted)
 
 
-def _chunk(child: UnprivilegedChild, tail: _Tail | _Journal, mark: str, *, follow: bool) -> bytes:
+def _chunk(child: UnprivilegedChild, tail: _Tail | _JournalTail, mark: str, *, follow: bool) -> bytes:
     """Return more of the person's log; empty at its end. While it says nothing, show what the endpoint's log says.
 
     Raises CliFailed if it says nothing for QUIET_S, unless it is followed.
@@ -159,36 +158,26 @@ class _NoFile(CliFailed):
     """The endpoint's log is in no file."""
 
 
-class _Journal:
-    """The end of a unit's log in systemd's journal, as far as this account may read it."""
+class _JournalTail:
+    """The end of a unit's log in systemd's journal."""
 
-    def __init__(self, unit: str, wanted: Callable[[str], bool]) -> None:
-        self._argv = [JOURNALCTL, "--unit", unit, "--output", "cat", "--no-pager", "--quiet"]
-        self._wanted = wanted
-        self._follower: subprocess.Popen[bytes] | None = None
-        self._rest = b""
+    def __init__(self, journal: Journal, wanted: Callable[[str], bool]) -> None:
+        self._journal, self._wanted = journal, wanted
 
     def last(self, lines: int) -> list[str]:
         """Return the last lines. Raises CliFailed."""
-        argv = [*self._argv, "--lines", str(_JOURNAL_LINES)]
         try:
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, timeout=QUIET_S, check=False)
-        except (OSError, subprocess.TimeoutExpired):
-            raise CliFailed(f"{JOURNALCTL} gave no answer within {QUIET_S:g} s", Exit.TIMEOUT) from None
-        found = [text for line in done.stdout.splitlines() if self._wanted(text := _text(line))]
+            found = self._chosen(self._journal.read(at_most=_JOURNAL_LINES, seconds=QUIET_S))
+        except JournalUnreadable as error:
+            raise CliFailed(str(error)) from None
         return found[-lines:] if lines else []
 
     def more(self) -> list[str]:
         """Return the whole lines that have come since."""
-        if self._follower is None:
-            argv = [*self._argv, "--lines", "0", "--follow"]
-            self._follower = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
-        out = self._follower.stdout
-        assert out is not None, "it is a pipe"
-        while select.select([out], [], [], 0)[0] and (chunk := os.read(out.fileno(), _CHUNK)):
-            self._rest += chunk
-        *whole, self._rest = self._rest.split(b"\n")
-        return [text for line in whole if self._wanted(text := _text(line))]
+        return self._chosen(self._journal.more())
+
+    def _chosen(self, lines: Iterable[bytes]) -> list[str]:
+        return [text for line in lines if self._wanted(text := _text(line))]
 
 
 class _Tail:

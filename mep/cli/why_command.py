@@ -12,7 +12,6 @@ import os
 import pwd
 import re
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
 MAX_ANSWER_BYTES = 2 * 1024 * 1024
 ANSWER_S = 15.0
 JOURNAL_S = 30.0
-_JOURNALCTL = "/usr/bin/journalctl"
 _LONGEST_ID = 64
 _ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -203,7 +201,7 @@ class _Files:
 
         self.user_state_dir: str | None = None
         self._audit, self._log = str(where.state_dir / "audit.log"), str(where.state_dir / "endpoint.log")
-        self._notes, self._name = story.notes, where.name
+        self._notes, self._where = story.notes, where
         try:
             found = resolve(where, here(), log_to_file=True)
             self._audit, self._log = found.resolved.audit_path, found.resolved.log_path
@@ -216,20 +214,26 @@ class _Files:
         return self._search(self._audit, names)
 
     def log(self, names: set[str]) -> Iterator[str]:
-        """Yield the lines that name one of these ids, the oldest first: of the log file, else of the journal."""
-        return self._search(self._log, names) if Path(self._log).exists() else self._journal(names)
+        """Yield the lines that name one of these ids: of the log file, then of the journal. Either may be the older."""
+        yield from self._search(self._log, names)
+        yield from self._journal(names)
 
     def _journal(self, names: set[str]) -> Iterator[str]:
-        argv = [_JOURNALCTL, "--unit", f"mep@{self._name}", "--output", "cat", "--no-pager", "--quiet"]
-        try:
-            done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=JOURNAL_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            reason = error.strerror if isinstance(error, OSError) else f"no answer within {JOURNAL_S:g} s"
-            self._notes.append(f"no log at {self._log}, and the journal was not read: {reason}")
+        from mep.cli.journal import JOURNALCTL, Journal, JournalUnreadable
+
+        has_file = Path(self._log).exists()
+        if has_file and not Path(JOURNALCTL).exists():
             return
-        for line in done.stdout.decode("utf-8", "replace").splitlines():
-            if any(name in line for name in names):
-                yield line
+        try:
+            lines = Journal(self._where).read(at_most=None, seconds=JOURNAL_S)
+        except JournalUnreadable as error:
+            if not has_file:
+                self._notes.append(f"no log at {self._log}, and the journal was not read: {error}")
+            return
+        for line in lines:
+            text = line.decode("utf-8", "replace")
+            if any(name in text for name in names):
+                yield text
 
     def _search(self, path: str, names: set[str]) -> Iterator[str]:
         wanted = [name.encode() for name in names]

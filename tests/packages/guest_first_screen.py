@@ -108,8 +108,14 @@ def main():
     check_purge()
 
 
-try:
-    main()
-finally:
+def leave():
+    """Leave the logs to the host's test."""
     subprocess.run("journalctl -b -u 'mep*' --no-pager -o cat -n 200 > /guest/out/services", shell=True, check=False)
     subprocess.run("cat /home/*/.mep/uep/*/*.log > /guest/out/ueps", shell=True, check=False)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    finally:
+        leave()

@@ -109,17 +109,21 @@ for unit in units:
 
 _JOURNALCTL = """\
 #!/bin/bash
-# journalctl --unit UNIT --output cat --no-pager --quiet [--lines N] [--follow]: of the file that systemctl writes
+# journalctl --unit UNIT --output cat --no-pager --quiet and options: of the file that systemctl writes
 lines=20000 follow=
 while [ $# -gt 0 ]; do
     case $1 in
         --unit) unit=$2; shift ;;
         --lines) lines=$2; shift ;;
         --follow) follow=-f ;;
+        --show-cursor) cursor=yes ;;
+        --after-cursor) lines=+$(($2 + 1)); shift ;;
     esac
     shift
 done
-exec tail -n "$lines" $follow "/var/log/$unit.log"
+[ -z "$follow" ] || exec tail -n "$lines" -f "/var/log/$unit.log"
+tail -n "$lines" "/var/log/$unit.log"
+[ -z "${cursor-}" ] || echo "-- cursor: $(wc -l < "/var/log/$unit.log")"
 """
 
 
