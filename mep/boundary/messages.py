@@ -403,6 +403,17 @@ class AdminList:
 
 
 @dataclass(frozen=True, slots=True)
+class AdminRestrictions:
+    """Show at most MAX_ADMIN_ROWS drains and bans, in the order of account and kind: those after this one.
+
+    Both empty: from the first on. AdminList shows the latest alone.
+    """
+
+    local_user: str = account(none=True)
+    kind: str = text(16)
+
+
+@dataclass(frozen=True, slots=True)
 class AdminStop:
     """End the user endpoint `uep_id`, or all those of the account `local_user`. AdminDone follows their end."""
 
@@ -515,7 +526,7 @@ class AdminLogFile:
 @dataclass(frozen=True, slots=True)
 class AdminDone:
     """The end of the answer. `count` says how many it concerned, `problem` why it was not done; with `more` 1, ask
-    again after the last user endpoint."""
+    again after the last user endpoint, or the last drain or ban."""
 
     count: int
     more: int
@@ -539,8 +550,8 @@ Message = (
     | CapsGranted | StartDenied | StopUserEndpoint | Shutdown | StillMapped | NoLongerMapped
     | EndpointAccount | TaskLogFile | StartBegun | EndpointRevoked | RecheckNow | StillAdmitted | NoLongerAdmitted
     | NotChecked | StartsAllowed | CheckAccount
-    | AdminList | AdminStop | AdminDrain | AdminUndrain | AdminBan | AdminUnban | AdminReload | AdminLog
-    | AdminEndpoint | AdminRestriction | AdminFailure | AdminLogFile | AdminDone
+    | AdminList | AdminRestrictions | AdminStop | AdminDrain | AdminUndrain | AdminBan | AdminUnban | AdminReload
+    | AdminLog | AdminEndpoint | AdminRestriction | AdminFailure | AdminLogFile | AdminDone
 )  # fmt: skip
 
 WIRE_TYPES: dict[int, type[Message]] = {
@@ -554,7 +565,7 @@ WIRE_TYPES: dict[int, type[Message]] = {
     60: Shutdown, 61: StartsAllowed,
     70: StillAdmitted, 71: NoLongerAdmitted, 72: NotChecked,
     80: AdminList, 81: AdminStop, 82: AdminDrain, 83: AdminUndrain, 84: AdminBan, 85: AdminUnban, 86: AdminReload,
-    87: AdminLog,
+    87: AdminLog, 88: AdminRestrictions,
     90: AdminEndpoint, 91: AdminRestriction, 92: AdminFailure, 93: AdminLogFile, 94: AdminDone,
 }  # fmt: skip
 """The first byte of a frame. Numbers are never reused, because keepers outlive an upgrade of the monitor."""

@@ -159,7 +159,7 @@ class AdminClient:
         return done.count
 
     def listing(self, timeout_s: float = ANSWER_S) -> list[m.Message]:
-        """Return every user endpoint, restriction and recent failure."""
+        """Return every user endpoint and recent failure, and the latest restrictions."""
         found: list[m.Message] = []
         after = ""
         while True:
@@ -169,6 +169,17 @@ class AdminClient:
             if not done.more or not ids:
                 return found
             after = ids[-1]
+
+    def restrictions(self, timeout_s: float = ANSWER_S) -> list[m.AdminRestriction]:
+        """Return every drain and ban, the oldest first. Raises CliFailed, as a monitor of an older version makes it."""
+        found: list[m.AdminRestriction] = []
+        more = 1
+        while more:
+            last = found[-1] if found else m.AdminRestriction(0, 0, 0, "", "", "")
+            done, rows, _ = self.ask(m.AdminRestrictions(last.local_user, last.kind), timeout_s)
+            found += [one for one in rows if isinstance(one, m.AdminRestriction)]
+            more = done.more if found and found[-1] is not last else 0
+        return sorted(found, key=lambda one: one.since_ms)
 
     def close(self) -> None:
         """End the connection."""

@@ -18,13 +18,13 @@ from mep.boundary.figures import decode, read_page
 from mep.boundary.restrictions import Restriction, Restrictions
 from mep.boundary.runtime_files import MonitorStatus, read_reasons, read_status, running_monitor, start_ticks
 from mep.cli.admin_client import ANSWER_S, AdminClient, account_name, is_foreign
-from mep.cli.exit_codes import Exit
+from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.orphaned_keepers import living_records
 from mep.cli.process_figures import ProcessFigures
 from mep.config.registration import read_registration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from mep.config.paths import EndpointPaths
 
@@ -93,7 +93,7 @@ def describe_all(where: EndpointPaths, client: AdminClient | None, timeout_s: fl
         return value
     found = client.listing(timeout_s)
     value["failures"] = [_failure(one) for one in found if isinstance(one, m.AdminFailure)]
-    value["restrictions"] = _restrictions(where, found)
+    value["restrictions"] = _restrictions(where, _all_restrictions(where, client, found, timeout_s))
     value["user_endpoints"] = [
         _user_endpoint(one, value["failures"]) for one in found if isinstance(one, m.AdminEndpoint)
     ]
@@ -165,8 +165,20 @@ def _own_figures(page: bytes) -> dict[str, Any]:
     return {"tasks": counts, **texts, "last_failure": figures.failure, "log_path": figures.log_path}
 
 
+def _all_restrictions(
+    where: EndpointPaths, client: AdminClient, told: Sequence[m.Message], timeout_s: float
+) -> Sequence[m.Message]:
+    """Return the drains and bans for a member: those that came with the list, if these are not just the latest."""
+    if not is_foreign(where) or sum(isinstance(one, m.AdminRestriction) for one in told) < m.MAX_ADMIN_ROWS:
+        return told
+    try:
+        return client.restrictions(timeout_s)
+    except CliFailed:
+        return told  # a monitor of the version before knows no such question
+
+
 def _restrictions(where: EndpointPaths, told: Iterable[m.Message]) -> list[dict[str, Any]]:
-    """Return the drains and bans: all for the owner, who reads the file; the latest, as `told`, for a member."""
+    """Return the drains and bans: the owner reads the file, a member takes the monitor's words."""
     if not is_foreign(where):
         try:
             return [_restriction(one, one.since) for one in Restrictions(str(where.state_dir)).all]

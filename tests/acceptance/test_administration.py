@@ -14,6 +14,7 @@ import pwd
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,8 @@ from typing import Any
 
 import pytest
 
+from mep.boundary import messages as m
+from mep.boundary.channel import Channel
 from mep_sdk import Client, Executor
 from mep_wire.errors import AccountBanned, EndpointDraining, MepError
 from tests.support.accounts import LocalAccount, account
@@ -82,6 +85,26 @@ class Day:
     def of(self, who: str) -> list[dict[str, Any]]:
         """Return the rows of a person's user endpoints."""
         return [one for one in self.status()["user_endpoints"] if one["local_user"] == self.people[who].name]
+
+    @contextlib.contextmanager
+    def many_drains(self, count: int) -> Iterator[list[str]]:
+        """Drain so many accounts, which need not exist, for the length of a `with` block; yield their names."""
+        names = [f"meptest-{number}" for number in range(count)]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection:
+            connection.connect(str(self.mep.path("run", "site", "admin", "socket")))
+            channel = Channel(connection, blocking=True)
+
+            def order(message: m.Message) -> None:
+                channel.send(message)
+                received = channel.receive()
+                assert received is not None
+                assert isinstance(received[0], m.AdminDone) and not received[0].problem, received
+
+            for name in names:
+                order(m.AdminDrain(0, name, ""))
+            yield names
+            for name in names:
+                order(m.AdminUndrain(name))
 
     def audit(self, action: str) -> list[dict[str, Any]]:
         lines = self.mep.path("var", "site", "audit.log").read_text().splitlines()
@@ -190,6 +213,8 @@ def test_a_member_of_the_group_may_do_the_listed_actions_and_no_others(day: Day)
     assert "alice@example.edu" in day.run("top", "site", "--count", "1", by=operator)
     assert "start answered" in day.run("logs", "site", day.people["alice"].name, by=operator)
     day.run("reload", "site", by=operator)
+    with day.many_drains(70) as names:
+        assert [one["local_user"] for one in day.status(by=operator)["restrictions"]] == names
     day.run("drain", "site", "--user", day.people["bob"].name, by=operator)
     day.run("undrain", "site", "--user", day.people["bob"].name, by=operator)
     said = day.run("stop", "site", "--user", day.people["alice"].name, by=operator)

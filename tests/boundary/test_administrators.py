@@ -23,6 +23,7 @@ from mep.boundary import figures
 from mep.boundary.channel import encode
 from mep.boundary.errors import ConfigRefused
 from mep.boundary.messages import (
+    MAX_ADMIN_ROWS,
     AdminBan,
     AdminDone,
     AdminDrain,
@@ -32,6 +33,7 @@ from mep.boundary.messages import (
     AdminLog,
     AdminReload,
     AdminRestriction,
+    AdminRestrictions,
     AdminStop,
     AdminUnban,
     AdminUndrain,
@@ -221,6 +223,24 @@ def test_a_drain_refuses_starts_and_outlives_a_restart(alice: LocalAccount) -> N
         manager.take(StartsAllowed)
         assert peer.ask(AdminUndrain(""))[0].count == 0
         assert start_as(manager, mapper, alice.name, ref=4)[1].outcome == "started"
+
+
+def test_every_drain_and_ban_is_shown_in_pages() -> None:
+    """Also those of one account, and when the one that a page ended with is taken back."""
+    with running_monitor() as (run, _, _mapper):
+        peer = Peer(run)
+        for number in range(MAX_ADMIN_ROWS):
+            assert not peer.ask(AdminDrain(0, f"meptest-{number:03}", ""))[0].problem
+            assert not peer.ask(AdminBan(-1, f"meptest-{number:03}", ""))[0].problem
+        done, rows = peer.ask(AdminRestrictions("", ""))
+        assert (done.count, done.more, len(rows)) == (2 * MAX_ADMIN_ROWS, 1, MAX_ADMIN_ROWS)
+        shown = [(one.local_user, one.kind) for one in rows if isinstance(one, AdminRestriction)]
+        assert peer.ask(AdminUndrain(shown[-1][0]))[0].count == 1
+        assert shown[-1][1] == "drain"
+        done, rows = peer.ask(AdminRestrictions(*shown[-1]))
+        shown += [(one.local_user, one.kind) for one in rows if isinstance(one, AdminRestriction)]
+        assert done.more == 0
+        assert shown == [(f"meptest-{at:03}", kind) for at in range(MAX_ADMIN_ROWS) for kind in ("ban", "drain")]
 
 
 def test_a_user_endpoint_that_cannot_be_drained_is_not_killed(alice: LocalAccount) -> None:

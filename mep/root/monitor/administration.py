@@ -97,6 +97,14 @@ class Administration(Part):
                 peer.send(failure)
         peer.send(m.AdminDone(len(self._endpoints), int(len(found) > m.MAX_ADMIN_ROWS), ""))
 
+    def show_restrictions(self, peer: AdminPeer, message: m.AdminRestrictions) -> None:
+        """Send the drains and bans after the one that `message` names, whether that is still in force or not."""
+        after = (message.local_user, message.kind)
+        found = sorted((one for one in self._restrictions.all if _place(one) > after), key=_place)
+        for restriction in found[: m.MAX_ADMIN_ROWS]:
+            peer.send(_restriction_row(restriction))
+        peer.send(m.AdminDone(len(self._restrictions), int(len(found) > m.MAX_ADMIN_ROWS), ""))
+
     def _row(self, one: RunningEndpoint) -> m.AdminEndpoint:
         calendar = time.time() - self._loop.clock()
         record = self._records.read(one.uep_id)
@@ -308,6 +316,10 @@ class Administration(Part):
         who = {"by_uid": peer.uid, "by_login_uid": peer.login_uid, "by_pid": peer.pid}
         self._audit.write("admin", action=str(action), **who, **fields)
         self._log.info("administrator's order", action=str(action), **who, **fields)
+
+
+def _place(one: Restriction) -> tuple[str, str]:
+    return one.local_user, one.kind
 
 
 def _restriction_row(one: Restriction) -> m.AdminRestriction:

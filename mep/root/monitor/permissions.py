@@ -90,6 +90,8 @@ TABLE = (
     Power(K.KEEPER, m.NotChecked, P.RUNNING, MANY, lambda on, by, it, _: on.keepers.account_checked(by.uep_id)),
     Power(K.KEEPER, m.UepEnded, _UNREADY | P.RUNNING, ONCE, lambda on, by, it, _: on.keepers.ended(by, it), P.ENDING),
     Power(K.ADMIN, m.AdminList, P.SERVING, MANY, lambda on, by, it, _: on.administration.show(by, it)),
+    Power(K.ADMIN, m.AdminRestrictions, P.SERVING, MANY,
+          lambda on, by, it, _: on.administration.show_restrictions(by, it)),
     Power(K.ADMIN, m.AdminStop, P.SERVING, MANY, lambda on, by, it, _: on.administration.stop(by, it)),
     Power(K.ADMIN, m.AdminDrain, P.SERVING, MANY, lambda on, by, it, _: on.administration.drain(by, it)),
     Power(K.ADMIN, m.AdminUndrain, P.SERVING, MANY, lambda on, by, it, _: on.administration.undrain(by, it)),
