@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import mep.root.monitor
 from mep.boundary.messages import EndpointEnded
@@ -88,13 +87,6 @@ def test_memory_of_pam(alice: LocalAccount) -> None:
 def state_of(run: MonitorRun) -> tuple[int, list[str]]:
     children = pathlib.Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
     return len(os.listdir(f"/proc/{run.pid}/fd")), children
-
-
-def settled(run: MonitorRun) -> tuple[int, list[str]]:
-    """Return the open resources once nothing is under way: the status file is written a while after a change."""
-    while (found := state_of(run)) != (time.sleep(0.3), state_of(run))[1]:
-        pass
-    return found
 
 
 QUICK = "printf READY >&5\nprintf 'ENDED\\nIDLE\\n' >&5\n"
