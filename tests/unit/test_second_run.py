@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests import second_run
 
 PYTEST = [f"{sys.prefix}-tests/bin/pytest", "-q"]
+ENVIRONMENT = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}  # plugins take seconds to load, and are not needed
 FIRST_TIME = "import pathlib\nMARK = pathlib.Path(__file__).with_name('ran')\n"
 UNSTEADY = "def test_unsteady():\n    ran, _ = MARK.exists(), MARK.touch()\n    assert ran\n"
 BROKEN = "def test_broken():\n    assert False\n"
@@ -30,10 +32,10 @@ SOUND = "def test_sound():\n    pass\n"
 def test_a_second_run(tmp_path: Path, text: str, status: int, said: str) -> None:
     (tmp_path / "test_it.py").write_text(FIRST_TIME + text)
     (tmp_path / "pytest.ini").touch()
-    first = subprocess.run(PYTEST, cwd=tmp_path, capture_output=True, check=False)
+    first = subprocess.run(PYTEST, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=False)
     assert first.returncode != 0
     script = [sys.executable, second_run.__file__, *PYTEST]
-    again = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=False)
+    again = subprocess.run(script, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     assert (again.returncode, said in again.stdout) == (status, True), again.stdout
 
 
@@ -41,7 +43,7 @@ def test_failures_all_over_are_no_matter_of_a_busy_host(tmp_path: Path, capsys: 
     for number in range(4):
         (tmp_path / f"test_{number}.py").write_text(BROKEN)
     (tmp_path / "pytest.ini").touch()
-    assert subprocess.run(PYTEST, cwd=tmp_path, capture_output=True, check=False).returncode == 1
+    assert subprocess.run(PYTEST, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, check=False).returncode == 1
     assert second_run.main(["true"], tmp_path) == 1
     assert "none, with failed tests in 4 files" in capsys.readouterr().out
 
