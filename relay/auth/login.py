@@ -1,8 +1,9 @@
 """Logins in a browser: from a client's request, by a provider or a password, to the person's consent.
 
 A login belongs to one browser, which has a cookie for it: another browser that gets hold of its addresses can do
-nothing with them. Logins that are not finished live in memory, bounded; a restart of the relay ends them. Called by
-relay.api.oauth, which makes the pages.
+nothing with them. Once the person is known, it goes on under another handle, which only the browser that logged in has
+seen: a cookie can be planted. Logins that are not finished live in memory, bounded; a restart of the relay ends them.
+Called by relay.api.oauth, which makes the pages.
 """
 
 from __future__ import annotations
@@ -82,9 +83,12 @@ class Logins:
             user_code=user_code,
             network=network,
         )
-        self._flows[flow.handle] = flow
-        self._of_network.setdefault(network, OrderedDict())[flow.handle] = None
+        self._add(flow)
         return flow
+
+    def _add(self, flow: Flow) -> None:
+        self._flows[flow.handle] = flow
+        self._of_network.setdefault(flow.network, OrderedDict())[flow.handle] = None
 
     def find(self, handle: str, browser: str) -> Flow:
         """Return a login of this browser's. Raises LoginFailed."""
@@ -98,13 +102,14 @@ class Logins:
             raise LoginFailed(provider="this relay", reason="it was begun in another browser, or too long ago")
         return flow
 
-    def end(self, flow: Flow) -> None:
-        """Forget a login."""
+    def end(self, flow: Flow) -> bool:
+        """Forget a login; return whether it was known."""
         if self._flows.pop(flow.handle, None) is None:
-            return
+            return False
         del self._of_network[flow.network][flow.handle]
         if not self._of_network[flow.network]:
             del self._of_network[flow.network]
+        return True
 
     async def to_provider(self, flow: Flow, name: str, redirect_uri: str) -> str:
         """Return the provider's address for a login. Raises LoginFailed or ProviderUnavailable."""
@@ -156,3 +161,6 @@ class Logins:
     async def _finish(self, flow: Flow, caller: Caller) -> None:
         flow.caller = caller
         flow.refused = self._server.unfulfilled(flow.wanted, caller)
+        if self.end(flow):  # else it was, while its provider was asked
+            flow.handle = secrets.token_urlsafe(24)
+            self._add(flow)

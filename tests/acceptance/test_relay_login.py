@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from joserfc.jwk import RSAKey
@@ -291,6 +291,21 @@ def test_another_browser_can_do_nothing_with_a_login(client: LoginClient) -> Non
     page = logged_in(client, victim)
     assert thief.get(page.url).status == 403
     assert thief.submit(page, decision="yes").status == 403
+    assert client.consented(victim, page)["code"]
+
+
+def test_a_browser_with_a_planted_cookie_does_not_give_its_login_away(client: LoginClient) -> None:
+    """A host of the same domain can plant a cookie in a browser, and so can a network. The thief has the same one, has
+    begun a login with it, and leads the victim there."""
+    thief = Browser()
+    begun = thief.get(client.address())
+    victim = Browser({host: dict(jar) for host, jar in thief.cookies.items()})
+    page = victim.follow(victim.get(begun.location))
+    assert "Allow access?" in page.text
+    (flow,) = parse_qs(urlsplit(begun.location).query)["flow"]
+    assert thief.get(f"{client.relay.url}/login/consent?flow={flow}").status == 403
+    taken = thief.post(f"{client.relay.url}/login/consent", {"flow": flow, "decision": "yes"})
+    assert taken.status == 403
     assert client.consented(victim, page)["code"]
 
 
