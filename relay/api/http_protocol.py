@@ -1,7 +1,8 @@
 """One HTTP connection, with bounds on the memory and time that an unauthenticated peer can take.
 
-uvicorn's own protocol keeps whatever comes before a request's blank line, for as long as it takes to come. Here a
-request's head may have MAX_HEAD_BYTES and HEAD_S, and its body BODY_S. Trusts nothing. Called by uvicorn.
+uvicorn's own protocol keeps whatever comes before a request's blank line, for as long as it takes to come, and an
+answer until it is read. Here a request's head may have MAX_HEAD_BYTES and HEAD_S, its body BODY_S, and the client has
+UNREAD_S to read. Trusts nothing. Called by uvicorn.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from relay.log import RateLimitedLog
+from relay.rate_limit import network_of
 
 MAX_HEAD_BYTES = 64 * 1024
 """Longest request line and headers together."""
@@ -20,10 +22,13 @@ HEAD_S = 30.0
 """How long they may take to come, from the connection's or the request's first byte."""
 BODY_S = 600.0
 """How long a body may take to come (MAX_BODY_BYTES at a megabit a second)."""
+UNREAD_S = 600.0
+"""How long a client may take to read what is written already: as much as goes into the buffer at once."""
 
 
 MAX_FROM_ONE_ADDRESS = 1000
-"""Most connections at once from one address; unlimited from this host, where a TLS proxy may forward all."""
+"""Most connections at once from one address, of IPv6 from one network; unlimited from this host, where a TLS proxy may
+forward all."""
 _LOOPBACK = ("127.", "::1")
 
 
@@ -38,6 +43,7 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head, self._head_bytes = True, 0
         self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
 
     def _allow(self, seconds: float | None) -> None:
         """Set the time by which the next stage must be reached; None for any."""
@@ -53,9 +59,10 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin to wait for a request."""
         super().connection_made(transport)
-        self._address = str((transport.get_extra_info("peername") or ("",))[0])
+        host = str((transport.get_extra_info("peername") or ("",))[0])
+        self._address = network_of(host)
         self._from[self._address] += 1
-        if self._from[self._address] > MAX_FROM_ONE_ADDRESS and not self._address.startswith(_LOOPBACK):
+        if self._from[self._address] > MAX_FROM_ONE_ADDRESS and not host.startswith(_LOOPBACK):
             self._limited_log.warning(
                 "http: too many connections from one address", limit=MAX_FROM_ONE_ADDRESS, address=self._address
             )
@@ -66,6 +73,7 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._allow(None)
+        self._is_read()
         self._uncount()
         super().connection_lost(exc)
 
@@ -73,6 +81,22 @@ class BoundedConnection(HttpToolsProtocol):
         self._from[self._address] -= 1
         if not self._from[self._address]:
             del self._from[self._address]
+
+    def pause_writing(self) -> None:
+        """The buffer is full: the client must read."""
+        super().pause_writing()
+        self._is_read()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)  # close() would wait for it to read
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        self._is_read()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         """Parse the received bytes, and close the connection if the head is too long."""
@@ -84,6 +108,7 @@ class BoundedConnection(HttpToolsProtocol):
     def handle_websocket_upgrade(self) -> None:
         """Hand the connection over to the protocol for WebSockets."""
         self._allow(None)
+        self._is_read()
         self._uncount()  # this protocol does not hear of the connection's end any more
         super().handle_websocket_upgrade()
 

@@ -20,11 +20,11 @@ from tests.support.waiting import until
 
 
 class HastyRelay(RelayProcess):
-    """A relay that waits half a second for the head of a request and one for its body."""
+    """A relay that waits half a second for the head of a request, and one for its body and for the client to read."""
 
     def _command(self, *words: str) -> list[str]:
         *python, code = super()._command()[:4]
-        patch = "import relay.api.http_protocol as c; c.HEAD_S, c.BODY_S = 0.5, 1.0;"
+        patch = "import relay.api.http_protocol as c; c.HEAD_S, c.BODY_S, c.UNREAD_S = 0.5, 1.0, 1.0;"
         return [*python, f"{patch} {code}", *words, "--state", str(self.state)]
 
 
@@ -88,6 +88,22 @@ def test_nor_is_that_of_a_second_request(stranger: socket.socket) -> None:
 def test_a_body_that_nobody_reads_is_not_waited_for(stranger: socket.socket) -> None:
     stranger.sendall(b"POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\nx")
     assert heard(stranger).startswith(b"HTTP/1.1 404")
+
+
+def test_a_client_that_does_not_read_is_not_waited_for(relay: RelayProcess) -> None:
+    """A hundred answers are more than the buffers of both sides hold."""
+
+    def is_there(port: int) -> bool:
+        rows = Path(f"/proc/{relay.pid}/net/tcp").read_text().splitlines()
+        return any(row.split()[2].endswith(f":{port:04X}") and row.split()[9] != "0" for row in rows[1:])
+
+    parts = urlsplit(relay.url)
+    with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=10) as stranger:
+        port = stranger.getsockname()[1]
+        stranger.sendall(100 * b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
+        until("its first answer", lambda: stranger.recv(1, socket.MSG_PEEK))
+        until("the end of its connection", lambda: not is_there(port))
+        assert heard(stranger).count(b"HTTP/1.1 200") < 100
 
 
 def test_a_result_stream_outlives_these_limits(relay: RelayProcess) -> None:

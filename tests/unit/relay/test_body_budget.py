@@ -102,6 +102,7 @@ def test_one_address_has_so_many_connections_and_this_host_any_number(monkeypatc
     monkeypatch.setattr(HttpToolsProtocol, "connection_made", lambda self, transport: None)
     monkeypatch.setattr(HttpToolsProtocol, "connection_lost", lambda self, exc: None)
     monkeypatch.setattr(BoundedConnection, "_allow", lambda self, seconds: None)
+    monkeypatch.setattr(BoundedConnection, "_is_read", lambda self: None)
 
     def connect(host: str) -> tuple[BoundedConnection, bool]:
         made, transport = BoundedConnection.__new__(BoundedConnection), Transport(host)
@@ -111,7 +112,9 @@ def test_one_address_has_so_many_connections_and_this_host_any_number(monkeypatc
     first, _ = connect("192.0.2.7")
     assert [connect("192.0.2.7")[1] for _ in range(2)] == [False, True]
     assert not connect("192.0.2.8")[1]
-    assert not any(connect("127.0.0.1")[1] for _ in range(5))
+    assert not any(connect("127.0.0.1")[1] or connect("::1")[1] for _ in range(5))
+    assert [connect(f"2001:db8::{last}")[1] for last in range(3)] == [False, False, True]  # one host has a whole /64
+    assert not connect("2001:db8:0:1::1")[1]
     first.connection_lost(None)
     assert connect("192.0.2.7")[1]  # the refused one has not heard of its end yet
     BoundedConnection._from.clear()
