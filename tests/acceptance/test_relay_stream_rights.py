@@ -215,6 +215,31 @@ def test_a_login_that_grows_too_old_counts_at_high_assurance_alone(scene: Scene)
     goes_on(waits)
 
 
+def test_who_watches_an_action_fulfils_the_endpoints_policy(scene: Scene) -> None:
+    """Ann's login is as the endpoint wants it, and Bob's is not. It need not be shared with Bob."""
+    policy = scene.ok("POST", "/v3/policies", {"display_name": "p"})["id"]
+    endpoint = FakeManager(scene.relay, scene.olga, authentication_policy=policy)
+    endpoint.hello()
+    ann, bob = scene.person(scene.ann()), scene.person(scene.ann(name="bob@other.example"))
+    scene.ok("PUT", f"/v3/endpoints/{endpoint.endpoint_id}/access", {"people": ["ann@example.edu"]})
+    watcher = f"urn:globus:auth:identity:{bob.ok('GET', '/oauth/userinfo')['sub']}"
+    body = {"endpoint": endpoint.endpoint_id, "tasks": [{"function": ann.function()}]}
+    run = {"request_id": "w", "body": body, "monitor_by": [watcher]}
+    _, begun = scene.relay.request("POST", "/automate/compute/run", ann.token, run)
+    path = f"/automate/compute/{begun['action_id']}/status"
+    uep = endpoint.start()
+    uep.credit(1)
+    uep.finish(uep.take(1))
+    until("the action's end", lambda: ann.ok("GET", path)["status"] == "SUCCEEDED")
+    assert "output" in bob.ok("GET", path)["details"]["results"][0]
+    including = {"display_name": "p", "domain_constraints_include": ["example.edu"]}
+    scene.ok("PUT", f"/v3/policies/{policy}", including)
+    assert "output" in ann.ok("GET", path)["details"]["results"][0]
+    (told,) = bob.ok("GET", path)["details"]["results"]
+    assert told["withheld"]
+    assert "output" not in told
+
+
 def test_results_are_not_had_by_asking_either(scene: Scene) -> None:
     endpoint = FakeManager(scene.relay, scene.olga)
     endpoint.hello()
