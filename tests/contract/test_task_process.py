@@ -414,7 +414,7 @@ def pure_state() -> dict[str, Any]:
     import signal
     import sys
 
-    with open("/proc/self/status") as file:  # noqa: PTH123 - pathlib is a module more
+    with open("/proc/self/status") as file:
         umask = next(line for line in file if line.startswith("Umask"))
     return {
         "timers": [signal.getitimer(each)[0] for each in (0, 1, 2)],
