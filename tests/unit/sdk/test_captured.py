@@ -59,7 +59,7 @@ def executor(monkeypatch):
     made: Any = Executor(uuid4(), client=Client("https://relay.example.edu", "secret"))
     made.__dict__["sent"] = []
 
-    def submit(target, function: Function, payload, *, live=False):
+    def submit(target, function: Function, payload, *, live=False, only_json=False):
         made.sent.append((function, payload))
         return type("Future", (), {})()
 
