@@ -108,16 +108,11 @@ class Sweeper:
         if self._steps.is_in_doubt():
             return
         now = self._clock()
-        removed = PAGE
-        while removed == PAGE:
-            removed = await self._do(lambda tx: tx.sweep(now - self._periods.retention_s, PAGE))
-            await asyncio.sleep(_PAUSE_S if removed else 0)
+        await self._tasks(now - self._periods.retention_s)
         await self._do(lambda tx: tx.sweep_tokens(now - EXPIRED_STAYS_S, PAGE))
         await self._do(lambda tx: tx.sweep_documents(now - EXPIRED_STAYS_S, PAGE))
-        removed = PAGE if self._periods.delivered_s < self._periods.retention_s else 0
-        while removed == PAGE:
-            removed = await self._do(lambda tx: tx.sweep(now - self._periods.delivered_s, PAGE, delivered=True))
-            await asyncio.sleep(_PAUSE_S if removed else 0)
+        if self._periods.delivered_s < self._periods.retention_s:
+            await self._tasks(now - self._periods.delivered_s, delivered=True)
         await self._dispatcher.payloads.collect()
         if not self._looked_for_strays:
             await self._dispatcher.payloads.remove_strays()
@@ -128,6 +123,16 @@ class Sweeper:
         if self._periods.unused_s:
             await self._unused(now, now - self._periods.unused_s)
         await self._do(lambda tx: tx.compact(COMPACT_PAGES))
+
+    async def _tasks(self, ended_before: float, *, delivered: bool = False) -> None:
+        """Remove what has ended before this time, a page at a time, from the oldest end on."""
+        after = 0
+        while True:
+            swept = await self._do(lambda tx, at=after: tx.sweep(ended_before, PAGE, after=at, delivered=delivered))  # type: ignore[misc]
+            after = swept.last
+            if not after:
+                return
+            await asyncio.sleep(_PAUSE_S if swept.count else _SHORT_PAUSE_S)
 
     async def _unused(self, now: float, before: float) -> None:
         """Remove a page of objects unused for long."""

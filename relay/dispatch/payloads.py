@@ -137,11 +137,11 @@ class Payloads:
         removed = 0
         before = time.time() - KEEP_S
         while True:
-            names = await durable(self._store.submit(lambda tx: tx.collect_chunks(before, PAGE)))
-            for name in names:
+            found = await durable(self._store.submit(lambda tx: tx.collect_chunks(before, PAGE)))
+            for name in found.names:
                 await self._run(partial(self._storage.delete, name))
-            removed += len(names)
-            if len(names) < PAGE:
+            removed += len(found.names)
+            if not found.more:
                 return removed
 
     async def remove_strays(self) -> int:

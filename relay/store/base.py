@@ -16,6 +16,7 @@ from mep_wire.states import TaskState
 from relay.store.records import (
     Added,
     Caller,
+    Collected,
     Completion,
     Dependency,
     Document,
@@ -33,6 +34,7 @@ from relay.store.records import (
     QueuedTask,
     QueueLength,
     Settled,
+    Swept,
     TaskBrief,
     TaskEnding,
     TaskRecord,
@@ -237,9 +239,9 @@ class TaskTx(Protocol):
     def cancelling(self, uep_row: int) -> dict[int, TaskState]:
         """Return this user endpoint's unfinished rows that are to be cancelled, with where they are."""
 
-    def sweep(self, ended_before: float, limit: int, *, delivered: bool = False) -> int:
-        """Remove up to `limit` records of tasks that ended before this time; return how many. `delivered`: of those
-        alone that their person has been sent."""
+    def sweep(self, ended_before: float, limit: int, *, after: int = 0, delivered: bool = False) -> Swept:
+        """Of the `limit` oldest ends, which come after this sequence number, remove the records of tasks that ended
+        before this time. `delivered`: of those alone that their person has been sent."""
 
     def drop_inputs(self, after: int, limit: int) -> int:
         """Remove the arguments of ended tasks, for `limit` endings after this sequence number; return the number of the
@@ -274,8 +276,9 @@ class SweepTx(Protocol):
         """Return the name of the person's chunk with this SHA-256, `name` for a new one, and whether its bytes are
         known to be stored. It is not collected soon after `now`, nor sooner than it would have been."""
 
-    def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
-        """Forget up to `limit` chunks that nothing refers to and that were claimed before this time; return them."""
+    def collect_chunks(self, touched_before: float, limit: int) -> Collected:
+        """Of the `limit` oldest chunks that were claimed before this time, forget those that nothing refers to. The
+        others count as claimed now."""
 
     def piece_came(self, uep_row: int, name: str) -> None:
         """This user endpoint has sent the bytes of this chunk, so that its results may refer to it."""

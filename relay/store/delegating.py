@@ -17,6 +17,7 @@ from relay.store.base import Store, Tx
 from relay.store.records import (
     Added,
     Caller,
+    Collected,
     Completion,
     Dependency,
     Document,
@@ -34,6 +35,7 @@ from relay.store.records import (
     QueuedTask,
     QueueLength,
     Settled,
+    Swept,
     TaskBrief,
     TaskEnding,
     TaskRecord,
@@ -227,8 +229,8 @@ class DelegatingTx:
     def cancelling(self, uep_row: int) -> dict[int, TaskState]:
         return self._tx.cancelling(uep_row)
 
-    def sweep(self, ended_before: float, limit: int, *, delivered: bool = False) -> int:
-        return self._tx.sweep(ended_before, limit, delivered=delivered)
+    def sweep(self, ended_before: float, limit: int, *, after: int = 0, delivered: bool = False) -> Swept:
+        return self._tx.sweep(ended_before, limit, after=after, delivered=delivered)
 
     def drop_inputs(self, after: int, limit: int) -> int:
         return self._tx.drop_inputs(after, limit)
@@ -256,7 +258,7 @@ class DelegatingTx:
     def claim_chunk(self, name: str, owner: str, digest: bytes, size: int, now: float) -> tuple[str, bool]:
         return self._tx.claim_chunk(name, owner, digest, size, now)
 
-    def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
+    def collect_chunks(self, touched_before: float, limit: int) -> Collected:
         return self._tx.collect_chunks(touched_before, limit)
 
     def piece_came(self, uep_row: int, name: str) -> None:

@@ -415,6 +415,22 @@ class Added(msgspec.Struct, frozen=True, kw_only=True):
     repeated: bool
 
 
+class Swept(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of old records: how many were removed."""
+
+    count: int
+    last: int = 0
+    """Where the next page begins, 0 where there is none."""
+
+
+class Collected(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of old chunks: the names of those that are forgotten."""
+
+    names: list[str]
+    more: bool = False
+    """Whether there may be another page."""
+
+
 class Settled(msgspec.Struct, frozen=True, kw_only=True):
     """The effect of a change of task states: the group rows in which tasks ended, and how many ended."""
 

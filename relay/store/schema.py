@@ -179,6 +179,11 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX tasks_held ON tasks (waits_for, state) WHERE held = 1;
     CREATE INDEX tasks_waits ON tasks (waits_for, state) WHERE waits_for > 0;
     """,
+    """
+    CREATE INDEX tokens_id ON tokens (token_id);
+    CREATE INDEX ueps_unseen ON ueps (seen_at) WHERE link_key IS NULL;
+    CREATE INDEX chunks_size ON chunks (owner, size);
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

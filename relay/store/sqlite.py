@@ -34,6 +34,7 @@ from relay.store.records import (
     PIECE_USE_BYTES,
     Added,
     Caller,
+    Collected,
     Completion,
     Dependency,
     Document,
@@ -51,6 +52,7 @@ from relay.store.records import (
     QueuedTask,
     QueueLength,
     Settled,
+    Swept,
     TaskBrief,
     TaskEnding,
     TaskRecord,
@@ -435,11 +437,14 @@ class _SweepTx(_Part):
         found, stored = self._db.execute(sql.CLAIM_CHUNK, (name, owner, digest, size, now)).fetchone()
         return found, bool(stored)
 
-    def collect_chunks(self, touched_before: float, limit: int) -> list[str]:
-        names = [row[0] for row in self._db.execute(sql.COLLECT_CHUNKS, (touched_before, limit)).fetchall()]
+    def collect_chunks(self, touched_before: float, limit: int) -> Collected:
+        found = [row[0] for row in self._db.execute(sql.OLD_CHUNKS, (touched_before, limit)).fetchall()]
+        names = [name for name in found if self._db.execute(sql.COLLECT_CHUNK, (name,)).rowcount]
         for statement in (sql.FORGET_USES, sql.FORGET_SOURCES):
             self._db.executemany(statement, [(name,) for name in names])
-        return names
+        now = max(time.time(), touched_before)
+        self._db.executemany(sql.LEAVE_CHUNK, [(now, name) for name in found])  # looked at again after a while
+        return Collected(names=names, more=len(found) == limit)
 
     def piece_came(self, uep_row: int, name: str) -> None:
         self._db.execute(sql.ADD_SOURCE, (uep_row, name))
@@ -726,10 +731,10 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
             rows += [row for row, at in oldest if at < submitted_before]
         return rows
 
-    def sweep(self, ended_before: float, limit: int, *, delivered: bool = False) -> int:
+    def sweep(self, ended_before: float, limit: int, *, after: int = 0, delivered: bool = False) -> Swept:
         query = sql.OLDEST_DELIVERED if delivered else sql.OLDEST_RESULTS
-        oldest = self._db.execute(query, (limit,)).fetchall()
-        old = [one for one in oldest if one[2] < ended_before]
+        page = self._db.execute(query, (after, limit)).fetchall()
+        old = [one[:-1] for one in page if one[2] < ended_before and one[-1]]
         self._leave_pieces([row for _, row, *_ in old])
         for statement in sql.SWEEP:
             self._db.executemany(statement, [(row,) for _, row, *_ in old])
@@ -737,7 +742,8 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, _, group, size, *_ in old])
         self._db.executemany(sql.DROP_SET, [(waits, waits) for waits in {one[5] for one in old} - {0, None}])
         self._leave_chunks({name for *_, result, arguments in old for name in (result, arguments)})
-        return len(old)
+        more = len(page) == limit and page[-1][2] < ended_before
+        return Swept(count=len(old), last=page[-1][0] if more else 0)
 
     def _leave_chunks(self, names: set[str]) -> None:
         """A backup has copied the database and now copies the chunks: those that it refers to must be there still."""

@@ -34,7 +34,7 @@ IDENTITY_IDS = "SELECT identity_id FROM identities WHERE account_id = ? ORDER BY
 SET_IDENTITY = "UPDATE identities SET username = ?, body = ? WHERE identity_id = ?"
 IDENTITY = "SELECT account_id, username FROM identities WHERE identity_id = ?"
 REMOVE_TOKEN = "DELETE FROM tokens WHERE token_id = ? AND account_id = ?"  # noqa: S105 - SQL
-REMOVE_GRANT_TOKENS = "DELETE FROM tokens WHERE grant_id = ?"
+REMOVE_GRANT_TOKENS = "DELETE FROM tokens WHERE grant_id = ? AND grant_id <> ''"
 SWEEP_TOKENS = (
     "DELETE FROM tokens WHERE token_hash IN "
     "(SELECT token_hash FROM tokens WHERE expires_at > 0 AND expires_at < ? LIMIT ?)"
@@ -243,12 +243,10 @@ NEXT_SET = "SELECT coalesce(max(set_row), 0) + 1 FROM dependencies"
 ADD_DEPENDENCY = "INSERT INTO dependencies (set_row, slot, on_row) VALUES (?, ?, ?)"
 HOLD = f"UPDATE tasks SET held = 1, waits_for = ? WHERE row = ? AND state = {_QUEUED} AND waits_for = 0"
 RELEASE = "UPDATE tasks SET held = 0 WHERE waits_for = ? AND held = 1"
-HELD_BY = (
-    f"SELECT row, uep_row FROM tasks WHERE waits_for = ? AND waits_for > 0 AND held = 1 AND state < {_END} ORDER BY row"
-)
+HELD_BY = f"SELECT row, uep_row FROM tasks WHERE waits_for = ? AND held = 1 AND state = {_QUEUED} ORDER BY row"
 IS_AWAITED = (
     "SELECT EXISTS (SELECT 1 FROM dependencies d JOIN tasks t ON t.waits_for = d.set_row "
-    f"WHERE d.on_row = ? AND t.held = 1 AND t.state < {_END})"
+    f"WHERE d.on_row = ? AND t.held = 1 AND t.state = {_QUEUED})"
 )
 # Those about which it can be decided: this task has failed, or was the last. The search ends at the first open one.
 DECIDED_SETS = (
@@ -278,13 +276,15 @@ DROP_SET = (
 _USES = f"{PIECE_USE_BYTES} * (SELECT count(*) FROM chunk_uses u WHERE u.row = r.row"
 # Results are stored in the order of their ends. The newest task and the newest result stay, so that their
 # numbers are never given again.
+# A page is read from where the last one ended: those that must stay are not looked at again and again. Where EXISTS is
+# no condition of the whole query, PostgreSQL may read all of the other table for it, so there is LIMIT 1 in its place.
 OLDEST_RESULTS = (
     f"SELECT r.seq, r.row, r.stored_at, r.group_row, length(r.payload) + coalesce(length(i.payload), 0) + {_USES}), "
-    "(SELECT waits_for FROM tasks t WHERE t.row = r.row), r.chunk, coalesce(i.chunk, '') "
-    "FROM results r LEFT JOIN inputs i ON i.row = r.row "
-    "WHERE r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) "
-    "AND NOT EXISTS (SELECT 1 FROM dependencies d JOIN tasks w ON w.waits_for = d.set_row "
-    f"WHERE d.on_row = r.row AND w.waits_for > 0 AND w.state < {_END}) ORDER BY r.seq LIMIT ?"
+    "(SELECT waits_for FROM tasks t WHERE t.row = r.row), r.chunk, coalesce(i.chunk, ''), "
+    "r.row <> (SELECT max(row) FROM tasks) AND r.seq <> (SELECT max(seq) FROM results) "
+    "AND (SELECT 1 FROM dependencies d JOIN tasks w ON w.waits_for = d.set_row "
+    f"WHERE d.on_row = r.row AND w.waits_for > 0 AND w.state < {_END} LIMIT 1) IS NULL "
+    "FROM results r LEFT JOIN inputs i ON i.row = r.row WHERE r.seq > ? ORDER BY r.seq LIMIT ?"
 )
 SWEEP = (
     "DELETE FROM inputs WHERE row = ?",
@@ -304,9 +304,10 @@ STORED_BYTES = (
     f"(SELECT coalesce(sum(size + {CHUNK_ROW_BYTES}), 0) FROM chunks WHERE owner = ?) + "
     "(SELECT coalesce(sum(bytes), 0) FROM functions WHERE owner = ?)"
 )
-# Results that their person has been sent, the oldest first: the columns are those of OLDEST_RESULTS.
+# The same, of which those may go that their person has been sent.
 OLDEST_DELIVERED = OLDEST_RESULTS.replace(
-    " ORDER BY", " AND r.seq <= (SELECT delivered_seq FROM task_groups g WHERE g.group_row = r.group_row) ORDER BY"
+    "FROM results r LEFT",
+    "AND r.seq <= (SELECT delivered_seq FROM task_groups g WHERE g.group_row = r.group_row) FROM results r LEFT",
 )
 NOTE_DELIVERED = "UPDATE task_groups SET delivered_seq = ? WHERE group_row = ? AND delivered_seq < ?"
 
@@ -322,13 +323,13 @@ CLAIM_CHUNK = (
 # A reference to a chunk goes: from now on it is kept for as long as after a claim.
 LEAVE_CHUNK = "UPDATE chunks SET touched_at = max(touched_at, ?) WHERE name = ?"
 CHUNK_STORED = "UPDATE chunks SET stored = 1 WHERE name = ? AND stored = 0"
-COLLECT_CHUNKS = (
-    "DELETE FROM chunks WHERE name IN (SELECT name FROM chunks c WHERE touched_at < ? "
-    "AND NOT EXISTS (SELECT 1 FROM inputs i WHERE i.chunk = c.name AND i.chunk <> '') "
-    "AND NOT EXISTS (SELECT 1 FROM results r WHERE r.chunk = c.name AND r.chunk <> '') "
-    "AND NOT EXISTS (SELECT 1 FROM chunk_uses u WHERE u.chunk = c.name AND (u.in_result = 1 OR EXISTS "
-    "(SELECT 1 FROM inputs i WHERE i.row = u.row))) "
-    "ORDER BY touched_at LIMIT ?) RETURNING name"
+OLD_CHUNKS = "SELECT name FROM chunks WHERE touched_at < ? ORDER BY touched_at LIMIT ?"
+COLLECT_CHUNK = (
+    "DELETE FROM chunks WHERE name = ? "
+    "AND NOT EXISTS (SELECT 1 FROM inputs i WHERE i.chunk = chunks.name AND i.chunk <> '') "
+    "AND NOT EXISTS (SELECT 1 FROM results r WHERE r.chunk = chunks.name AND r.chunk <> '') "
+    "AND NOT EXISTS (SELECT 1 FROM chunk_uses u WHERE u.chunk = chunks.name AND (u.in_result = 1 OR EXISTS "
+    "(SELECT 1 FROM inputs i WHERE i.row = u.row)))"
 )
 # Pieces of data by reference: chunks that tasks name in `chunk_uses`, for their arguments or for their results.
 OWN_PIECE = "SELECT name FROM chunks WHERE owner = ? AND digest = ? AND stored = 1"
@@ -383,7 +384,7 @@ UNSEEN_UEPS = (
 )
 DROP_UEP = "DELETE FROM ueps WHERE uep_row = ?"
 GROUPS_AFTER = (
-    "SELECT group_row, EXISTS (SELECT 1 FROM tasks t WHERE t.group_row = g.group_row) FROM task_groups g "
+    "SELECT group_row, (SELECT 1 FROM tasks t WHERE t.group_row = g.group_row LIMIT 1) FROM task_groups g "
     "WHERE group_row > ? AND group_row <> (SELECT max(group_row) FROM task_groups) ORDER BY group_row LIMIT ?"
 )
 DROP_GROUP = "DELETE FROM task_groups WHERE group_row = ?"
@@ -409,8 +410,10 @@ HAS_QUEUED = f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state = 
 HAS_ACTIVE = (
     f"SELECT EXISTS (SELECT 1 FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN})"
 )
+# By user endpoint: PostgreSQL would read everybody's where most of them are of one.
 OPEN_TASKS = (
-    f"SELECT count(*) FROM ueps u JOIN tasks t ON t.uep_row = u.uep_row WHERE u.account_id = ? AND t.state < {_END}"
+    f"SELECT coalesce(sum((SELECT count(*) FROM tasks t WHERE t.uep_row = u.uep_row AND t.state < {_END})), 0) "
+    "FROM ueps u WHERE u.account_id = ?"
 )
 OPEN_BY_STATE = f"SELECT state, count(*) FROM tasks WHERE state < {_END} GROUP BY state"
 OPEN_TASKS_AT = f"{OPEN_TASKS} AND u.endpoint_id = ?"

@@ -50,7 +50,8 @@ class Site:
             secret = directory / "password"
             secret.write_text(self._server.password)
             secret.chmod(0o600)
-            url = self._stack.enter_context(self._server.database(self._options)).replace(f":{self._server.password}", "")
+            url = self._stack.enter_context(self._server.database(self._options))
+            url = url.replace(f":{self._server.password}", "")
             (relay.state / "mep-relay.toml").write_text(f"database = '{url}'\ndatabase_password = '{secret}'\n")
         return relay
 

@@ -102,9 +102,7 @@ def test_ended_tasks_go_after_their_retention_and_what_they_took_is_free(tmp_pat
         assert (last.task_id, last.payload) == (ids[2], b"x" * 10_000)
         uep.finish([last], b"")
         until("the second to go", lambda: alice.call("GET", f"/v2/tasks/{ids[1]}")[0] == 404)
-        until(
-            "the room", lambda: json.loads(relay.cli("storage", "--json").stdout)[0]["bytes"] < before - 29_000
-        )
+        until("the room", lambda: json.loads(relay.cli("storage", "--json").stdout)[0]["bytes"] < before - 29_000)
         assert relay.cli("db", "check").returncode == 0
 
 

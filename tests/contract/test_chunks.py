@@ -134,15 +134,15 @@ def _left(store: SqliteStore | PostgresStore) -> None:
     do(lambda tx: tx.record_endings(1, ends))
     before = time.time() - 60
 
-    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
+    assert do(lambda tx: tx.collect_chunks(before, 10)).names == []
     do(lambda tx: tx.drop_inputs(0, 10))
-    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
+    assert do(lambda tx: tx.collect_chunks(before, 10)).names == []
     more = NewTask(task_id=b"m" * 16, function=function, payload=b"")
     (row,) = do(lambda tx: tx.add_tasks("a", "group", 1, [more], 0, 1.0)).rows
     do(lambda tx: tx.record_endings(1, [TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"", stored_at=1.0)]))
     do(lambda tx: tx.sweep(2.0, 10))  # the newest stays
-    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
-    assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10))) == sorted(names)
+    assert do(lambda tx: tx.collect_chunks(before, 10)).names == []
+    assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10)).names) == sorted(names)
     store.close()
 
 
@@ -177,15 +177,17 @@ def _pieces_left(store: SqliteStore | PostgresStore, database: Database) -> None
     before = time.time() - 60
 
     assert database.referred_chunks() == set(names[:2])
-    assert do(lambda tx: tx.collect_chunks(before, 10)) == [names[2]]  # no task has needed it
+    found = do(lambda tx: tx.collect_chunks(before, 3))
+    assert (found.names, found.more) == ([names[2]], True)  # no task has needed it
+    assert not do(lambda tx: tx.collect_chunks(before, 1)).more  # the others are not looked at again for a while
     assert uses() == 3
     do(lambda tx: tx.drop_inputs(0, 10))
     assert database.referred_chunks() == {names[1]}
     assert uses() == 1  # a user endpoint that asks for a piece is not to look through all tasks that had it
-    assert do(lambda tx: tx.sweep(2.0, 10)) == 1
+    assert do(lambda tx: tx.sweep(2.0, 10)).count == 1
     assert database.referred_chunks() == set()
-    assert do(lambda tx: tx.collect_chunks(before, 10)) == []
-    assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10))) == sorted(names[:2])
+    assert do(lambda tx: tx.collect_chunks(before, 10)).names == []
+    assert sorted(do(lambda tx: tx.collect_chunks(time.time() + 60, 10)).names) == sorted(names[:2])
     store.close()
 
 
@@ -204,7 +206,7 @@ def _fresh_upload(store: SqliteStore | PostgresStore) -> None:
         return store.submit(change).result(60)
 
     def is_kept() -> bool:
-        return do(lambda tx: tx.collect_chunks(until - 1, 10)) == [] and store.has_chunk(name)
+        return do(lambda tx: tx.collect_chunks(until - 1, 10)).names == [] and store.has_chunk(name)
 
     now = time.time()
     until, digest = now + 86400.0, hashlib.sha256(b"data").digest()
@@ -224,7 +226,7 @@ def _fresh_upload(store: SqliteStore | PostgresStore) -> None:
     do(lambda tx: tx.record_endings(1, [TaskEnding(row=row, state=TaskState.SUCCESS, payload=b"") for row in rows]))
     do(lambda tx: tx.drop_inputs(0, 10))
     assert is_kept()
-    assert do(lambda tx: tx.collect_chunks(until + 1, 10)) == [name]
+    assert do(lambda tx: tx.collect_chunks(until + 1, 10)).names == [name]
     store.close()
 
 
@@ -262,7 +264,7 @@ def _uses_count(store: SqliteStore | PostgresStore, database: Database) -> None:
     assert not [found for found in database.check() if "wrong size" in found]
     do(lambda tx: tx.drop_inputs(0, 2))
     assert store.stored_bytes("a") == chunks + (2 + 3 * USE) + 3 * (1 + 2 * USE)
-    assert do(lambda tx: tx.sweep(2.0, 10)) == 2
+    assert do(lambda tx: tx.sweep(2.0, 10)).count == 2
     assert {owner: size for owner, size, _ in store.storage()} == {"a": chunks + (2 + 3 * USE) + (1 + 2 * USE)}
     do(lambda tx: tx.drop_inputs(0, 10))
     assert store.stored_bytes("a") == chunks + 1 + 2 * USE
@@ -324,7 +326,7 @@ def _records(store: SqliteStore | PostgresStore) -> None:
     assert claim(again, "alice", 2.0) == (first, False)
     assert claim(other, "bob", 3.0) == (other, False)
     assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(again)) == (4 + ROW, True, False)
-    assert store.submit(lambda tx: tx.collect_chunks(2.0, 10)).result(60) == []
-    assert store.submit(lambda tx: tx.collect_chunks(2.5, 10)).result(60) == [first]
+    assert store.submit(lambda tx: tx.collect_chunks(2.0, 10)).result(60).names == []
+    assert store.submit(lambda tx: tx.collect_chunks(2.5, 10)).result(60).names == [first]
     assert (store.stored_bytes("alice"), store.has_chunk(first), store.has_chunk(other)) == (0, False, True)
     store.close()

@@ -24,6 +24,7 @@ from relay.store.base import Tx
 from relay.store.postgres import PostgresStore
 from relay.store.records import FunctionRecord, FunctionRef, NewTask, TaskEnding
 from relay.store.schema import MIGRATIONS, StateTooNew
+from tests.contract.test_sqlite_plans import SCANS, named_statements
 from tests.support.postgres import Postgres, postgres
 from tests.support.waiting import until
 
@@ -368,6 +369,31 @@ FILLED: dict[str, dict[str, str]] = {
 }
 
 
+_FILL_OTHERS = """
+    INSERT INTO accounts SELECT n::text, 0 FROM generate_series(1, 5000) n;
+    INSERT INTO identities SELECT n::text, n::text, n::text, '' FROM generate_series(1, 5000) n;
+    INSERT INTO tokens (token_hash, account_id, identity_id, created_at, token_id, expires_at, grant_id)
+        SELECT int8send(n), n::text, n::text, 0, n::text, n % 2, CASE WHEN n % 3 = 0 THEN '' ELSE n::text END
+        FROM generate_series(1, 5000) n;
+    INSERT INTO documents SELECT (n % 5)::text, n::text, (n % 999)::text, n % 2, '' FROM generate_series(1, 5000) n;
+    INSERT INTO endpoints SELECT n::text, (n % 99)::text, n::text, int8send(n), n % 2, ''
+        FROM generate_series(1, 5000) n;
+    INSERT INTO ueps (uep_id, endpoint_id, account_id, identity_id, config, runtime, link_key, seen_at)
+        SELECT n::text, (n % 99)::text, (n % 999)::text, 'i', '', '', CASE WHEN n % 2 = 0 THEN int8send(n) END, n
+        FROM generate_series(1, 5000) n;
+    INSERT INTO joins SELECT int8send(n), n, n FROM generate_series(1, 5000) n;
+    INSERT INTO chunks SELECT n::text, (n % 99)::text, int8send(n), 1, 1, n FROM generate_series(1, 5000) n;
+    INSERT INTO chunk_uses SELECT (n % 999)::text, n, n % 2 FROM generate_series(1, 5000) n;
+    INSERT INTO piece_sources SELECT n % 999, n::text FROM generate_series(1, 5000) n;
+    INSERT INTO dependencies SELECT n / 10, n % 10, n FROM generate_series(1, 5000) n;
+    UPDATE tasks SET waits_for = row / 10, held = row % 2 WHERE row < 5000;
+    INSERT INTO task_records SELECT n::text, 0, 0, 0 FROM generate_series(1, 50) n;
+    INSERT INTO task_events SELECT (n % 50)::text, n, '' FROM generate_series(1, 5000) n;
+    INSERT INTO task_groups (group_id, owner) SELECT 'more' || n, n::text FROM generate_series(1, 5000) n;
+    ANALYZE
+"""
+
+
 def _fill(connection: psycopg.Connection[Any], **columns: str) -> None:
     for statement in _FILL.split(";"):
         connection.execute(statement.format(**columns).encode())
@@ -399,6 +425,44 @@ def test_a_query_reads_no_table_of_tasks_as_a_whole(filled: str, name: str) -> N
     whole = [f"Seq Scan on {table}" for table in ("tasks", "inputs", "results")]
     costly = [step for step in steps if any(bad in step for bad in (*whole, "Gather", "JIT", "Sort", "Hash", "Merge"))]
     assert not costly, steps
+
+
+def _nodes(plan: dict[str, Any], parent: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the steps of a plan, each with the type of the one that it is for."""
+    yield parent, plan
+    for part in plan.get("Plans", ()):
+        yield from _nodes(part, plan["Node Type"])
+
+
+def _reads_all(parent: str, node: dict[str, Any]) -> bool:
+    """Whether a step reads a whole table or index, and not the first row of one."""
+    kinds = ("Seq Scan", "Index Scan", "Index Only Scan", "Bitmap Index Scan")
+    return node["Node Type"] in kinds and "Index Cond" not in node and parent != "Limit"
+
+
+def test_no_statement_reads_a_table_for_a_few_rows(filled: str) -> None:
+    found: dict[str, Any] = {}
+    with module.connect(filled, seconds=60, planner=module.PLANNER) as connection:
+        if connection.execute("SELECT count(*) FROM tasks").fetchone() == (0,):
+            return  # of an empty table the planner reads all, in whichever way
+        for statement in _FILL_OTHERS.split(";"):
+            connection.execute(statement.encode())
+        tables = ("inputs", "results")
+        empty = [each for each in tables if not connection.execute(f"SELECT 1 FROM {each}".encode()).fetchone()]
+        for name, text in named_statements():
+            numbered = postgres_sql.statement(text.replace(":keep", "?").replace(":other", "?"))
+            count = numbered.count("%s")
+            for number in range(1, count + 1):
+                numbered = numbered.replace("%s", f"${number}", 1)
+            values = f"({', '.join(['NULL'] * count)})" if count else ""
+            connection.execute(f"PREPARE asked AS {numbered}".encode())
+            (told,) = connection.execute(f"EXPLAIN (FORMAT JSON) EXECUTE asked{values}".encode()).fetchone() or ([],)
+            connection.execute("DEALLOCATE asked")
+            whole = [node for parent, node in _nodes(told[0]["Plan"]) if _reads_all(parent, node)]
+            whole = [node for node in whole if node.get("Relation Name") not in empty]
+            if whole and name not in SCANS:
+                found[name] = [(node["Node Type"], node.get("Relation Name") or node["Index Name"]) for node in whole]
+    assert not found
 
 
 def test_nothing_is_planned_again_for_each_task_beside_a_long_queue(server: Postgres) -> None:

@@ -689,8 +689,8 @@ def test_sweeping_removes_old_endings_and_never_gives_a_row_again(work: Work) ->
     tasks = work.new(4)
     rows = work.add(tasks, dispatched=4)
     work.end([rows[0], rows[1], rows[3]])
-    assert do(work.store, lambda tx: tx.sweep(time.time() - 60, 10)) == 0
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the newest row stays
+    assert do(work.store, lambda tx: tx.sweep(time.time() - 60, 10)).count == 0
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 2  # the newest row stays
     assert work.store.tasks([task.task_id for task in tasks[:2]]) == []
     assert work.states(tasks[2:]) == [S.DISPATCHED, S.SUCCESS]
     assert work.add(work.new(1))[0] > rows[3]
@@ -741,7 +741,7 @@ def test_a_persons_bytes_are_those_of_arguments_and_results_until_they_are_remov
     assert do(work.store, lambda tx: tx.drop_inputs(last, 10)) > last
     assert work.store.stored_bytes("a") == own + 120
     work.end(rows[2:], payload=b"y" * 10)
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the newest stays
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 2  # the newest stays
     assert work.store.stored_bytes("a") == own + 110
     do(work.store, lambda tx: tx.merge_accounts("b", "a"))
     assert work.store.stored_bytes("b") == own + 110
@@ -947,8 +947,8 @@ def test_delivered_ends_can_be_removed_before_others(work: Work) -> None:
     group, seqs = work.group_row, [one.seq for one in work.completions()]
     do(work.store, lambda tx: tx.note_delivered(group, seqs[0]))
     do(work.store, lambda tx: tx.note_delivered(group, 0))  # never back
-    assert do(work.store, lambda tx: tx.sweep(0.0, 10, delivered=True)) == 0
-    assert do(work.store, lambda tx: tx.sweep(2e10, 10, delivered=True)) == 1
+    assert do(work.store, lambda tx: tx.sweep(0.0, 10, delivered=True)).count == 0
+    assert do(work.store, lambda tx: tx.sweep(2e10, 10, delivered=True)).count == 1
     assert [one.seq for one in work.completions()] == seqs[1:]
 
 
@@ -1107,13 +1107,27 @@ def test_tasks_of_one_set_end_and_go_on_their_own(work: Work) -> None:
     ended(work, rows[1], S.SUCCESS)
     newest = stored(work, waiting(work))[0]
     ended(work, newest, S.SUCCESS)
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 2  # the first of the set, and the second
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 2  # the first of the set, and the second
     assert work.store.inputs(rows[2]) == [(b"one", ""), (b"two", "")]
     ended(work, rows[2], S.SUCCESS)
     newest = stored(work, waiting(work))[0]
     ended(work, newest, S.SUCCESS)
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 4
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 4
     assert do(work.store, lambda tx: tx._db.execute("SELECT count(*) FROM dependencies").fetchone()) == (0,)
+
+
+def test_a_sweep_goes_on_behind_what_must_stay(work: Work) -> None:
+    one = waiting(work)
+    first, second, third, newest = stored(work, one, *(waiting(work) for _ in range(3)))
+    stored(work, waiting(work, one.task_id))
+    for row in (first, second, third, newest):
+        ended(work, row, S.SUCCESS)
+    until = time.time() + 60
+    page = do(work.store, lambda tx: tx.sweep(until, 1))
+    assert (page.count, bool(page.last)) == (0, True)  # a task waits for the first
+    page = do(work.store, lambda tx: tx.sweep(until, 2, after=page.last))
+    assert (page.count, bool(page.last)) == (2, True)
+    assert do(work.store, lambda tx: tx.sweep(until, 2, after=page.last)).last == 0
 
 
 def test_a_result_stays_while_a_task_waits_for_it(work: Work) -> None:
@@ -1122,13 +1136,13 @@ def test_a_result_stays_while_a_task_waits_for_it(work: Work) -> None:
     ended(work, row, S.SUCCESS, b"one")
     newest = stored(work, waiting(work))[0]
     ended(work, newest, S.SUCCESS)  # the newest row and the newest result stay in any case
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 0
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 0
     ended(work, later, S.SUCCESS, b"two")
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 0
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 0
     assert work.store.inputs(held) == [(b"one", ""), (b"two", "")]
     ended(work, held, S.SUCCESS)
     ended(work, stored(work, waiting(work))[0], S.SUCCESS)
-    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)) == 4
+    assert do(work.store, lambda tx: tx.sweep(time.time() + 60, 10)).count == 4
 
 
 def test_a_repeated_submission_changes_nothing_and_closes_no_circle(work: Work) -> None:
