@@ -6,7 +6,7 @@ Each is a patch of one place. It shows that the simulation's draws reach the fau
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from unittest import mock
 
@@ -18,6 +18,7 @@ from relay.dispatch.task_transitions import NOTHING
 from relay.dispatch.uep_handlers import UepHandlers
 from relay.link.base import Peer
 from relay.store.records import UepRecord
+from relay.store.sqlite import SqliteTx
 
 from .site import Site
 
@@ -73,11 +74,22 @@ def _no_doubt() -> list[Any]:
     return [mock.patch.object(task_delivery, "end_doubtful", lambda tx, row, error: NOTHING)]
 
 
+def _one_of_a_set_is_held() -> list[Any]:
+    """Of tasks that wait for the same others, the first waits alone."""
+    hold = SqliteTx.hold
+
+    def first(self: SqliteTx, rows: Sequence[int], on_rows: Sequence[int]) -> None:
+        hold(self, rows[:1], on_rows)
+
+    return [mock.patch.object(SqliteTx, "hold", first)]
+
+
 MUTANTS: dict[str, Callable[[], list[Any]]] = {
     "ends that name no process": _ends_name_no_process,
     "executed tasks reported as not begun": _lost_as_not_begun,
     "two records of one user endpoint": _two_records,
     "joined with a broken link": _joined_with_a_broken_link,
     "no doubt about what waits again": _no_doubt,
+    "one of a set is held": _one_of_a_set_is_held,
 }
-"""The first three are points of the issue that asked for the simulation; it found the others itself."""
+"""The first three are points of the issue that asked for the simulation; it found the next two itself."""

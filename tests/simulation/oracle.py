@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from mep_wire.errors import TaskCancelled, TaskExpired, UserEndpointLost, WorkerLost
+from mep_wire.errors import DependencyFailed, TaskCancelled, TaskExpired, UserEndpointLost, WorkerLost
 from mep_wire.states import TaskState
 from relay.store.records import Completion
 
@@ -40,6 +40,8 @@ class Truth:
     """Processes and workers that died or were ended while they had it."""
     cancelled: bool = False
     deadline: bool = False
+    waits_for: tuple[Truth, ...] = ()
+    """Those with results that it is sent with."""
     end: Completion | None = None
     says_not_begun: bool = False
 
@@ -72,6 +74,8 @@ class Oracle:
         self._world.say("attempt %s of task %s runs", attempt, task_id)
         truth = self.tasks[task_id]
         truth.effects[attempt] += 1
+        if early := [each.task_id for each in truth.waits_for if not each.effects]:
+            self.broken(f"task {task_id} runs, and {early[0]}, for which it waits, has not run")
         if truth.effects[attempt] > 1:
             self.broken(f"attempt {attempt} of task {task_id} ran twice")
         if truth.effects.total() > truth.allowed:
@@ -99,12 +103,18 @@ class Oracle:
     def _check_end(self, truth: Truth, end: Completion) -> None:
         what = f"task {truth.task_id} ended as {end.state.name} {end.code} ({end.text})"
         effects = truth.effects.total()
+        ends = [each.end for each in truth.waits_for]
         if end.state is TaskState.SUCCESS:
+            if not all(each is not None and each.state is TaskState.SUCCESS for each in ends):
+                self.broken(f"{what}, before or without the success of those that it waits for")
             if not effects:
                 self.broken(f"{what} and never ran")
             if end.payload != truth.answer:
                 self.broken(f"{what} with another task's result")
             return
+        failed = any(each is not None and each.state is not TaskState.SUCCESS for each in ends)
+        if end.code == DependencyFailed.code and not failed:
+            self.broken(f"{what}, and none that it waits for had failed")
         if end.code in LOST:
             if not truth.deaths and not any(words in end.text for words in NOT_KNOWN):
                 self.broken(f"{what}, and no process that had it died")

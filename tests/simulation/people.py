@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from mep_sdk.serialize import with_inputs
 from mep_wire.errors import RelayUnavailable
 from mep_wire.ids import user_endpoint_id
 from relay.dispatch.submissions import Submission
@@ -32,6 +33,7 @@ class Person:
         self.group = str(uuid.UUID(bytes=world.token(16)))
         self._seq = 0
         self._sent: list[str] = []
+        self._awaited: tuple[Truth, ...] = ()
         self.active = True
         self._busy = world.rng.choice([0.02, 0.3, 3.0])
         function = host.store.function_ref("f")
@@ -54,8 +56,11 @@ class Person:
         for _ in range(w.rng.choice([1, 1, 1, 2, 5, 20])):
             raw = w.token(16)
             text = str(uuid.UUID(bytes=raw))
-            uep_id, answer = self._uep_id, b"answer to " + raw
-            self._oracle.submitted(Truth(text, uep_id, allowed or 1, answer, deadline=bool(deadline)))
+            uep_id, waits_for = self._uep_id, self._draw_awaited()
+            payload = with_inputs(raw, [each.answer for each in waits_for]) if waits_for else raw
+            truth = Truth(text, uep_id, allowed or 1, b"answer to " + payload, deadline=bool(deadline))
+            truth.waits_for = waits_for
+            self._oracle.submitted(truth)
             tasks.append(
                 NewTask(
                     task_id=raw,
@@ -64,12 +69,25 @@ class Person:
                     max_attempts=allowed,
                     deadline=deadline,
                     priority=priority,
+                    depends_on=tuple(uuid.UUID(each.task_id).bytes for each in waits_for),
                 )
             )
             self._sent.append(text)
         self._try(tasks)
         pause = w.between(self._busy / 5, self._busy * 5) if w.chance(0.97) else w.between(10.0, 200.0)
         w.after(pause, self._submit)
+
+    def _draw_awaited(self) -> tuple[Truth, ...]:
+        """Draw the tasks that one waits for: often those of the one before, and none that themselves wait for some that
+        do, since each answer holds those before it."""
+        draw = self._world.waits
+        if draw is None or draw.random() < 0.6:
+            return ()
+        if not self._awaited or draw.random() < 0.4:
+            known = [self._oracle.tasks[text] for text in self._sent[-12:]]
+            fit = [each for each in known if not any(one.waits_for for one in each.waits_for)]
+            self._awaited = tuple(draw.sample(fit, min(len(fit), draw.choice([1, 1, 2, 3]))))
+        return self._awaited
 
     def _try(self, tasks: Sequence[NewTask]) -> None:
         """Submit until the relay answers."""

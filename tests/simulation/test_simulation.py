@@ -15,6 +15,7 @@ FOUND_BY = {
     "two records of one user endpoint": (2, "has two records in the relay's memory"),
     "joined with a broken link": (47, "tasks do not end"),
     "no doubt about what waits again": (78, "(The start was refused.) after 1 effects"),
+    "one of a set is held": (1, "for which it waits, has not run"),
 }
 """The seed to begin with, near one that finds it, and words of the rule that is broken."""
 

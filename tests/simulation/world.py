@@ -38,6 +38,8 @@ class World:
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
+        self.waits = random.Random(f"waits {seed}") if seed % 3 == 1 else None
+        """Draws which tasks wait for others, in every third episode: those of the others are as they were."""
         self.now = 1000.0
         self.clock_offset = BEGIN_S
         self.steps = 0
