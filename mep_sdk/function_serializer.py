@@ -47,6 +47,15 @@ class LoadedFunction(msgspec.Struct, frozen=True):
     call: Callable[..., Any]
     name: str
     sources: tuple[FunctionSource, ...] = ()
+    by_source: bytes = b""
+    """The same with source text, where `sources` is empty."""
+
+    def lines(self) -> tuple[FunctionSource, ...]:
+        """Return the lines that its tracebacks show. Raises DataUnreadable."""
+        if self.sources or not self.by_source:
+            return self.sources
+        found = _from_source(self.by_source, self.name)
+        return found.sources if found is not None else ()
 
 
 # --- to bytes, in the person's script -----------------------------------------------------------------
@@ -390,7 +399,10 @@ def _from_pickles(record: SerializedFunction) -> LoadedFunction:
     failure: MepError = DataCorrupt(what="function", reason="its record is empty")
     for data in record.pickled:
         try:
-            return _from_source(data, record.name) or LoadedFunction(encoding.loads(data, "function"), record.name)
+            if found := _from_source(data, record.name):
+                return found
+            call, behind = encoding.loads(data, "function"), next(filter(encoding.is_by_source, record.pickled), b"")
+            return LoadedFunction(call, record.name, by_source=behind)
         except (DataCorrupt, DataUnreadable) as error:
             failure = error
             if error.__cause__ is not None and not isinstance(error.__cause__, Exception):

@@ -177,11 +177,12 @@ def _failed(loaded: LoadedFunction, error: BaseException, max_result_bytes: int)
 
 def _show_source(loaded: LoadedFunction) -> None:
     """Let tracebacks show the function's lines, which are in a file on the person's own machine."""
-    for filename in {source.filename for source in loaded.sources}:
+    sources = attempt(loaded.lines)[0] or ()
+    for filename in {source.filename for source in sources}:
         if _readable(filename):
             continue
         lines: list[str] = []
-        for source in sorted(each for each in loaded.sources if each.filename == filename):
+        for source in sorted(each for each in sources if each.filename == filename):
             text, first = source.text.splitlines(keepends=True), source.first_line - 1
             lines += [""] * (first - len(lines))
             lines[first : first + len(text)] = text

@@ -555,3 +555,14 @@ def test_a_class_that_a_function_makes_comes_back_from_another_python() -> None:
     [(code, payload, text)] = run_elsewhere((without_code(makes_a_class), serialize_arguments((1,), {})))
     assert code == "-", text
     assert load_result(payload).more() == 2
+
+
+def test_a_traceback_shows_the_lines_of_what_travels_as_code_objects(tmp_path: Path) -> None:
+    text = "class Spoiled(Exception):\n    pass\n\n\ndef spoils(code):\n    raise Spoiled(code)\n"
+    module = module_of(tmp_path, "spoiling", text)
+    function = serialize_function(module.spoils)
+    assert not encoding.is_by_source(read_record(function).pickled[0])
+    (tmp_path / "spoiling.py").unlink()  # as on the endpoint
+    [(code, payload, _)] = run_elsewhere((function, serialize_arguments((4,), {})))
+    assert code == "TASK_FAILED"
+    assert "raise Spoiled(code)" in str(load_exception(payload).__cause__)
