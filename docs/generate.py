@@ -506,7 +506,8 @@ _REASONS = {
     "MaxResultSizeExceeded": "MEP's ResultTooLarge, whose text has both sizes",
     "SerdeError": "the base of MEP's errors of this kind",
     "TaskExecutionFailed": "for tasks that end otherwise than by an exception of their function: such an exception is "
-    "raised as itself, with its own type, and its remote traceback as `__cause__`",
+    "raised as itself, with its own type, and its remote traceback as `__cause__`. In the drop-in package, such an "
+    "exception is of both types",
     "TaskPending": "made from the task's id and state",
     "VersionMismatch": "names the part, its version, the oldest that fits, and the relay",
     "DillDataBase64": "a pickle; classes of the script travel by cloudpickle",

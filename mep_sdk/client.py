@@ -304,9 +304,9 @@ class Client:
     # --- tasks ------------------------------------------------------------------------------------------
 
     def get_task(self, task_id: UuidLike) -> dict[str, Any]:
-        """Return where a task is: `task_id`, `pending`, `status`, `details`, and where the relay knows it the
-        `reason` why it waits; once it has ended also `completion_t` and `result` or `exception` (the exception itself,
-        not raised)."""
+        """Return where a task is: `task_id`, `pending`, `status`, `details`, and the `reason` why it waits where the
+        relay knows it. One that has ended also has `completion_t` (seconds since the epoch, as text), and its `result`
+        or its `exception` (the exception itself, not raised)."""
         return self._status(self._read(self.transport.get(f"/v2/tasks/{task_id}"), api.TaskStatus))
 
     def get_result(self, task_id: UuidLike) -> Any:
@@ -558,6 +558,10 @@ class Client:
             raise RelayAnswerInvalid(url=self.settings.relay_url, reason=str(error)) from error
         return value
 
+    def _task_failure(self, error: Exception, completion_t: str | None) -> Exception:
+        """Return what stands for the exception of a task that failed: itself, and more in the drop-in package."""
+        return error
+
     def _status(self, told: api.TaskStatus) -> dict[str, Any]:
         state = state_of(told.status)
         pending = state is None or not state.is_terminal
@@ -567,11 +571,17 @@ class Client:
             waits = {"code": told.code, "reason": told.reason, "waiting_since": told.waiting_since}
             return status | {key: value for key, value in waits.items() if value}
         value, failure = settle(_as_streamed(told, state), self.load_result)
-        status["completion_t"] = told.completion_t
+        status["completion_t"] = ended = _epoch(told.completion_t)
+        failure = failure and self._task_failure(failure, ended)
         if failure is None:
             return status | {"result": value}
         said = {"code": told.code, "reason": told.reason, "correlation_id": told.correlation_id}
         return status | said | {"exception": failure}
+
+
+def _epoch(moment: str | None) -> str | None:
+    """Return the relay's time in seconds since the epoch, as text: what Globus Compute's SDK gives."""
+    return None if moment is None else str(datetime.fromisoformat(moment).timestamp())
 
 
 def _as_streamed(told: api.TaskStatus, state: TaskState) -> api.StreamedResult:

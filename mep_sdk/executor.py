@@ -144,10 +144,10 @@ class Executor(concurrent.futures.Executor):
         Compute's, and have no effect. `progress` shows a bar of ended tasks: True for tqdm's, or a class like tqdm's.
         `stream_output` prints tasks' output here as it comes. Raises what Client raises, and ValueError.
         """
-        _check(unrecognized, client, serializer, progress, lost_relay_timeout_s)
+        _check(unrecognized, client, progress, lost_relay_timeout_s)
         self.amqp_port, self.api_burst_limit, self.api_burst_window_s = amqp_port, api_burst_limit, api_burst_window_s
         self._made_client = client is None
-        self.client = _client(client, relay_url, token, profile, allow_insecure=allow_insecure)
+        self.client = self._client_for(client, relay_url, token, profile, allow_insecure=allow_insecure)
         self.endpoint_id, self.container_id, self.task_group_id = endpoint_id, container_id, task_group_id
         self.resource_specification, self.user_endpoint_config = resource_specification, user_endpoint_config
         self.label, self.walltime_s, self.max_attempts = label, walltime_s, max_attempts
@@ -157,7 +157,7 @@ class Executor(concurrent.futures.Executor):
         self._by_digest: dict[bytes, Function] = {}
         self.serializer, self.result_serializers = serializer or self.client.serializer, result_serializers
         self._progress, self._bar_of_data, self.stream_output = _progress(progress), progress, stream_output
-        self._session = Submitter(self.client, lost_relay_timeout_s=lost_relay_timeout_s)
+        self._session = Submitter(self.client, self._task_failure, lost_relay_timeout_s=lost_relay_timeout_s)
         self.batch_size = batch_size
         _remember(self, self._session)
         self._complete = True
@@ -254,6 +254,7 @@ class Executor(concurrent.futures.Executor):
 
     @serializer.setter
     def serializer(self, value: ComputeSerializer) -> None:
+        checks.check_kind("serializer", value, ComputeSerializer, 'ComputeSerializer(strategy_data="JSONData")')
         self._serializer = value
         self._by_object.clear()  # functions are serialized again, and registered again if the bytes differ
 
@@ -485,6 +486,30 @@ class Executor(concurrent.futures.Executor):
 
     # --- within -----------------------------------------------------------------------------------------
 
+    _client_type = Client
+
+    @classmethod
+    def _client_for(
+        cls,
+        client: Client | None,
+        relay_url: str | None,
+        token: str | None,
+        profile: str | None,
+        *,
+        allow_insecure: bool,
+    ) -> Client:
+        """Return the client that was given, or a new one. Raises ValueError for both, and what Client raises."""
+        if client is None:
+            return cls._client_type(relay_url, token, profile=profile, allow_insecure=allow_insecure)
+        if any(each is not None for each in (relay_url, token, profile)):
+            raise ValueError("pass either client=..., or profile=... or relay_url=... and token=..., not both")
+        return client
+
+    @staticmethod
+    def _task_failure(error: Exception) -> Exception:
+        """Return what stands for the exception of a task that failed: itself, and more in the drop-in package."""
+        return error
+
     def _submit(self, function: Function, args: Sequence[Any], kwargs: Mapping[str, Any], name: str) -> TaskFuture[Any]:
         if self._endpoint_id is None:
             raise NotConfigured(what="endpoint_id", remedy="Pass Executor(endpoint_id=...), or set the attribute.")
@@ -611,12 +636,11 @@ class Executor(concurrent.futures.Executor):
         )
 
 
-def _check(unrecognized: Iterable[str], client: Any, serializer: Any, progress: Any, lost_relay_s: Any) -> None:
+def _check(unrecognized: Iterable[str], client: Any, progress: Any, lost_relay_s: Any) -> None:
     """Check options of an executor, and warn of unknown ones."""
     for name in unrecognized:
         warnings.warn(f"The {name!r} argument is not recognized and has no effect.", stacklevel=3)
     checks.check_kind("client", client, Client, 'Client("https://relay.example.edu", "mep_...")')
-    checks.check_kind("serializer", serializer, ComputeSerializer, 'ComputeSerializer(strategy_data="JSONData")')
     checks.check_seconds("lost_relay_timeout_s", lost_relay_s, LOST_RELAY_TIMEOUT_S)
     if progress and progress is not True and not callable(progress):
         raise TypeError(
@@ -655,17 +679,6 @@ def _after_all(futures: list[concurrent.futures.Future[Any]], call: Callable[[],
 
 def _digest(code: bytes) -> bytes:
     return hashlib.blake2b(code, digest_size=16).digest()
-
-
-def _client(
-    client: Client | None, relay_url: str | None, token: str | None, profile: str | None, *, allow_insecure: bool
-) -> Client:
-    """Return the client that was given, or a new one. Raises ValueError for both, and what Client raises."""
-    if client is None:
-        return Client(relay_url, token, profile=profile, allow_insecure=allow_insecure)
-    if any(each is not None for each in (relay_url, token, profile)):
-        raise ValueError("pass either client=..., or profile=... or relay_url=... and token=..., not both")
-    return client
 
 
 def _uuid(value: UuidLike | None) -> UUID | None:

@@ -68,6 +68,10 @@ _OTHER_SIDE_HAS = frozenset({"mep_sdk", "mep_wire", "mep_link", "cloudpickle", "
 """Top-level names that every worker has: they are none of the person's own, even where they run from a checkout."""
 
 
+lacking: set[str] = set()
+"""Top-level names of installed packages that no worker has: what a script takes from them travels by value."""
+
+
 @functools.cache
 def _installed_under() -> tuple[str, ...]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
@@ -78,8 +82,8 @@ def _installed_under() -> tuple[str, ...]:
 @functools.cache
 def _is_local_file(name: str, file: str) -> bool:
     top = name.partition(".")[0]
-    if top in _OTHER_SIDE_HAS:
-        return False
+    if top in _OTHER_SIDE_HAS or top in lacking:
+        return top in lacking
     parts = file.split("/")
     if file.startswith(_installed_under()) or "site-packages" in parts or "dist-packages" in parts:
         return False

@@ -121,8 +121,14 @@ class Submitter:
     while a future is resolved, since that loads the person's values.
     """
 
-    def __init__(self, client: Client, *, lost_relay_timeout_s: float) -> None:
-        self.client = client
+    def __init__(
+        self,
+        client: Client,
+        task_failure: Callable[[Exception], Exception] = lambda error: error,
+        *,
+        lost_relay_timeout_s: float,
+    ) -> None:
+        self.client, self._task_failure = client, task_failure
         self.batch_size = limits.MAX_TASKS_PER_SUBMIT
         self._lost_relay_timeout_s = lost_relay_timeout_s
         self._pid = os.getpid()
@@ -419,7 +425,8 @@ class Submitter:
             future.stdout, future.stderr = output_of(result.payload)
             if future.live is not None:
                 self._show(future, future.live.rest(result.payload))
-        self._resolve(future, *_settle(result, self._load_by_reference, only_json=future.only_json))
+        value, failure = _settle(result, self._load_by_reference, only_json=future.only_json)
+        self._resolve(future, value, failure and self._task_failure(failure))
 
     def _load_by_reference(self, payload: bytes) -> Any:
         return self.client.load_result(payload)

@@ -198,6 +198,86 @@ with Executor("ENDPOINT_ID") as gce:
     assert run(text, campus, tmp_path, drop_in) == """['3 x\\n', "$((1 + 2))  'x'\\n"]\n"""
 
 
+def test_a_script_catches_what_a_task_raises_as_it_does_there(campus: Campus, drop_in: Path, tmp_path: Path) -> None:
+    """And as what it is."""
+    text = """
+import pickle, sys, traceback
+from globus_compute_sdk import Client, Executor
+from globus_compute_sdk.errors import TaskExecutionFailed
+
+class Spoiled(Exception):
+    def __init__(self, code, *, why):
+        super().__init__(f"{code}: {why}")
+        self.code = code
+
+def spoils(code):
+    raise Spoiled(code, why="so")
+
+def is_missing():
+    open("/no/such/file")
+
+def is_deep():
+    try:
+        spoils(1)
+    except Spoiled as error:
+        raise RuntimeError("deep") from error
+
+with Executor("ENDPOINT_ID") as gce:
+    for function, args in ((spoils, (4,)), (is_missing, ()), (sys.exit, (3,))):
+        try:
+            gce.submit(function, *args).result()
+        except TaskExecutionFailed as error:
+            print(type(error).__name__, isinstance(error, Exception), "Traceback" in error.remote_data, end=" ")
+            print(float(error.completion_t) > 0, getattr(error, "code", None), getattr(error, "filename", None))
+    error = gce.submit(spoils, 5).exception()
+    again = pickle.loads(pickle.dumps(error))
+    print(isinstance(error, Spoiled), isinstance(again, Spoiled), isinstance(again, TaskExecutionFailed), again.code)
+    deep = gce.submit(is_deep).exception()
+    told = "".join(traceback.format_exception(deep))
+    print('raise Spoiled(code, why="so")' in told, 'raise RuntimeError("deep") from error' in told)
+
+gcc = Client()
+task_id = gcc.run(6, endpoint_id="ENDPOINT_ID", function_id=gcc.register_function(spoils))
+for read in (gcc.get_task, gcc.get_result):
+    while True:
+        try:
+            if not gcc.get_batch_result([task_id])[task_id]["pending"]:
+                read(task_id)
+        except TaskExecutionFailed as error:
+            print(type(error).__name__, error.code)
+            break
+print(float(gcc.get_batch_result([task_id])[task_id]["completion_t"]) > 1.7e9)
+"""
+    assert run(text, campus, tmp_path, drop_in).splitlines() == [
+        "Spoiled True True True 4 None",
+        "FileNotFoundError True True True None /no/such/file",
+        "RemoteError True False True REMOTE_ERROR None",
+        "True True True 5",
+        "True True",
+        "Spoiled 6",
+        "Spoiled 6",
+        "True",
+    ]
+
+
+def test_a_scripts_own_kind_of_shell_function_travels(campus: Campus, drop_in: Path, tmp_path: Path) -> None:
+    text = """
+from globus_compute_sdk import Executor, MPIFunction, ShellFunction
+
+class Loud(ShellFunction):
+    def __call__(self, **values):
+        return super().__call__(**values).stdout.upper()
+
+class Said(MPIFunction):
+    def __call__(self, **values):
+        return self.cmd
+
+with Executor("ENDPOINT_ID") as gce:
+    print(gce.submit(Loud("echo {word} {word}"), word="a'b'").result(), gce.submit(Said("hostname")).result())
+"""
+    assert run(text, campus, tmp_path, drop_in) == "AB AB\n hostname\n"
+
+
 def test_it_is_refused_beside_the_sdk_of_that_name(drop_in: Path, tmp_path: Path) -> None:
     other = tmp_path / "globus_compute_sdk-4.19.0.dist-info"
     other.mkdir()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from importlib import metadata
 
+from mep_sdk import importable
+
 
 def _refuse_beside_the_other() -> None:
     try:
@@ -21,6 +23,7 @@ def _refuse_beside_the_other() -> None:
 
 
 _refuse_beside_the_other()
+importable.lacking.add(__name__)
 
 from globus_compute_sdk.sdk.client import Client  # noqa: E402 - not before the check
 from globus_compute_sdk.sdk.executor import Executor  # noqa: E402

@@ -60,6 +60,7 @@ CALLS: list[tuple[Callable[[Executor], Any], type[Exception], str]] = [
     (lambda ex: ex.client.register_source_code(5, "f"), TypeError, "source is of class str, .*, not 5"),
     (lambda ex: ex.map(abs, [1], timeout="1"), TypeError, "timeout=60, not '1'"),
     (lambda ex: ex.flush("1"), TypeError, "timeout_s=60, not '1'"),
+    (lambda ex: setattr(ex, "serializer", 5), TypeError, "serializer is of class ComputeSerializer, .*, not 5"),
 ]
 OPTIONS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"batch_size": "x"}, TypeError, "batch_size=128, not 'x'"),

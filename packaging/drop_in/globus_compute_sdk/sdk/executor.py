@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import mep_sdk
+from globus_compute_sdk.sdk._task_failures import task_failure
+from globus_compute_sdk.sdk.client import Client
 from mep_sdk import TaskFuture as ComputeFuture
 
 __all__ = ("ComputeFuture", "Executor")
@@ -16,7 +18,11 @@ class _Watcher:
 
 
 class Executor(mep_sdk.Executor):
-    """MEP's Executor."""
+    """MEP's Executor, whose futures raise the exceptions of tasks as TaskExecutionFailed too."""
+
+    _client_type = Client
+
+    _task_failure = staticmethod(task_failure)
 
     def _get_result_watcher(self) -> _Watcher:
         return _Watcher()
