@@ -102,7 +102,7 @@ def test_a_relay_that_is_killed_in_the_middle_loses_nothing(own_place: Any) -> N
 def test_a_limit_is_told_with_size_and_remedy(own_place: Any) -> None:
     state = own_place.site.root / "relay"
     own_place.site.relay.stop()
-    (state / "mep-relay.toml").write_text("max_data_mb = 20\n")
+    (state / "mep-relay.toml").write_text("max_data_mb = 20\nmax_payload_mb = 1\n")
     own_place.site.relay.start()
     own_place.endpoint.start()
 
@@ -115,6 +115,9 @@ def test_a_limit_is_told_with_size_and_remedy(own_place: Any) -> None:
         with pytest.raises(ResultTooLarge, match=r"has 300000\d\d bytes, more than the 20971520 .* mep_sdk.data"):
             executor.submit(many, 30 * MB).result(timeout=RESULT_S)
         assert executor.submit(many, 15 * MB).result(timeout=RESULT_S) == bytes(15 * MB)
+        before = executor.client.data.sent_bytes
+        assert executor.submit(len, random_bytes(5 * MB)).result(timeout=RESULT_S) == 5 * MB
+        assert executor.client.data.sent_bytes - before == 5 * MB
 
 
 def test_progress_and_memory_of_a_large_value(campus: Any) -> None:

@@ -31,7 +31,7 @@ def task_failure(error: Exception, completion_t: str | None = None) -> Exception
 
 def _made(error: Exception, ended: str) -> Exception:
     args, attributes = parts(error)
-    made: Any = make(_both(type(error)), args, attributes)
+    made: Any = make(_both(cast("Any", type(error))), args, attributes)
     cause = error.__cause__
     trace = cause.text if isinstance(cause, RemoteTraceback) else str(error)
     made.__dict__.update(remote_data=trace, completion_t=ended, task_details=None, _own=error)
