@@ -10,12 +10,12 @@ where it is needed.
 
 from __future__ import annotations
 
+import _thread  # `threading` itself costs each worker 200 kB
 import contextlib
 import functools
 import io
 import pickle
 import sys
-import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -276,7 +276,7 @@ def dump_by_value(value: object, file: Any) -> None:
         kind(file, protocol=5).dump(value)
 
 
-_registering = threading.Lock()
+_registering = _thread.allocate_lock()
 
 
 def _dumps_by_value(

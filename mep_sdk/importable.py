@@ -6,12 +6,13 @@ import copyreg
 import functools
 import pickle
 import sys
-import sysconfig
-from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mep_sdk import exception_values
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 other_pythons: set[str] = set()
 """Other versions of Python that are known to be on the other side: code that goes there needs source text."""
@@ -74,6 +75,9 @@ lacking: set[str] = set()
 
 @functools.cache
 def _installed_under() -> tuple[str, ...]:
+    import sysconfig  # only scripts ask what is installed: workers are spared a megabyte
+    from pathlib import Path
+
     names = ("stdlib", "platstdlib", "purelib", "platlib")
     paths = {sysconfig.get_path(name) for name in names} | {getattr(sys, "_stdlib_dir", None)}
     return tuple(str(Path(path)) + "/" for path in paths if path)
@@ -92,6 +96,8 @@ def _is_local_file(name: str, file: str) -> bool:
 
 def _root_of(name: str, file: str) -> Path:
     """Return the directory, one of sys.path, from which a module of this name was imported."""
+    from pathlib import Path  # as above
+
     path = Path(file)
     if path.name.startswith("__init__."):
         path = path.parent

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 import uuid
@@ -44,6 +43,8 @@ def user_endpoint_id(
     Same values, same process; any change, a new one. `account_id` is the relay's id of the person
     (one for a whole identity set), so linking another identity does not start a second process.
     """
+    import hashlib  # the relay alone asks, and OpenSSL costs the others half a megabyte
+
     name = canonical_json([endpoint_id, account_id, user_endpoint_config, runtime])
     # uuid.uuid5 of it, which costs each submission three times as much
     value = int.from_bytes(hashlib.sha1(_UEP_NAMESPACE.bytes + name, usedforsecurity=False).digest()[:16], "big")

@@ -7,7 +7,6 @@ sealing (HPKE, RFC 9180) are done by the relay and the mapper; only the formats 
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import msgspec
@@ -82,6 +81,8 @@ decode_verified_start = msgspec.msgpack.Decoder(VerifiedStart).decode
 def incarnation_of(join_token: bytes) -> bytes:
     """Return the incarnation of the one process that may spend `join_token`: its name among all processes of its
     user endpoint. Relay and mapper each compute it, so that it need not travel in the request."""
+    import hashlib  # the user endpoint needs none, and OpenSSL costs its processes half a megabyte
+
     return hashlib.sha256(INCARNATION_CONTEXT + join_token).digest()[:INCARNATION_BYTES]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import time
 from collections.abc import Callable, Collection
 from typing import Final
@@ -98,7 +97,7 @@ class DataCache:
             os.mkdir(self.directory, 0o700)  # noqa: PTH102 - as above
 
     def _write(self, path: str, data: bytes) -> None:
-        fresh = f"{path}.{secrets.token_hex(4)}"
+        fresh = f"{path}.{os.urandom(4).hex()}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(fresh, flags, 0o600)
         try:

@@ -11,7 +11,6 @@ never blocks longer than a disk does.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable
 from typing import Final
@@ -173,7 +172,7 @@ class DataTransfers:
             self._try_later(self._wanted, piece.digest, piece.text)
         elif piece.code:
             self._lost(piece.digest, DataUnavailable(reason=piece.text))
-        elif hashlib.sha256(piece.data).digest() != piece.digest:
+        elif _sha256(piece.data) != piece.digest:
             self._lost(piece.digest, DataUnavailable(reason="the relay sent a piece with another SHA-256"))
         else:
             self._keep(piece)
@@ -284,3 +283,9 @@ class DataTransfers:
 
 def _no_disk(error: OSError) -> DataUnavailable:
     return DataUnavailable(reason=f"the user endpoint's directory at the site does not take them: {error.strerror}")
+
+
+def _sha256(data: bytes) -> bytes:
+    import hashlib  # OpenSSL costs half a megabyte, and few have data by reference
+
+    return hashlib.sha256(data).digest()
