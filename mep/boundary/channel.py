@@ -27,6 +27,8 @@ _MAX_DESCRIPTORS = 253  # SCM_MAX_FD: a surplus is received, not truncated, beca
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Field:
+    """A field of a message and its bounds."""
+
     name: str
     kind: str  # "int", "str" or "bytes", as annotated
     cap: int = 0

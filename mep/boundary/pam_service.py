@@ -34,6 +34,8 @@ _WORD = re.compile(r"\[((?:\\\]|[^\]])*)\]|(\S+)")
 
 @dataclass(frozen=True, slots=True)
 class _Line:
+    """A line of a service's file that names a module or a service."""
+
     kind: str
     """`auth`, `account`, `password`, `session` or `@include`."""
     includes: bool

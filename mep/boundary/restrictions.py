@@ -62,6 +62,8 @@ class Restriction:
 
 @dataclass(frozen=True, slots=True)
 class _Document:
+    """The file's content."""
+
     restrictions: list[Restriction]
 
 

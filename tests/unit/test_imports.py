@@ -227,6 +227,23 @@ def test_the_monitor_loads_nothing_but_the_standard_library() -> None:
     assert loaded <= {"mep", "__main__", "_distutils_hack", "sitecustomize", "usercustomize"}, loaded
 
 
+def _loaded_by(*imports: str) -> set[str]:
+    code = "; ".join([*imports, "import sys; print(*sys.modules)"])
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    return set(done.stdout.split())
+
+
+def test_long_lived_processes_load_no_large_modules_that_few_need() -> None:
+    """Each is half a megabyte to a megabyte and a half of every monitor, user endpoint or worker."""
+    monitor = _loaded_by("from mep.boundary import lazy_inspect", "import mep.root.monitor.main")
+    assert monitor.isdisjoint({"inspect", "ast", "pathlib", "hashlib"})
+    worker = _loaded_by("from user_endpoint import fast_msgspec_import, startup", "import user_endpoint.workers.worker")
+    worker |= _loaded_by("from user_endpoint import fast_msgspec_import", "import mep_sdk.task_runner")
+    assert worker.isdisjoint({"inspect", "ast", "pathlib", "hashlib", "threading", "socket", "zmq"})
+    uep = _loaded_by("from user_endpoint import fast_msgspec_import, startup, event_loop")
+    assert uep.isdisjoint({"inspect", "ast", "pathlib", "hashlib", "socket"})
+
+
 def _circles(graph: dict[str, set[str]]) -> list[list[str]]:
     """Return the groups of modules that import each other in a circle (Tarjan's strongly connected components)."""
     number, lowest, stack, circles = dict[str, int](), dict[str, int](), list[str](), list[list[str]]()
