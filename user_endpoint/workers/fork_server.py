@@ -243,7 +243,6 @@ def serve_forks(control: _socket.socket, parent_pid: int) -> int:
     import mep_sdk.task_runner  # noqa: F401  # imported once, here, for every worker
     import user_endpoint.workers.worker  # noqa: F401
 
-    gc.collect()
     gc.freeze()
     ForkServer(control).run()
     return 0
