@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import pickle
+import random
 import re
-import secrets
 import shlex
 import socket as socket_module
 import subprocess
@@ -322,7 +322,7 @@ def free_ports() -> tuple[int, int]:
 def free_port(ports: tuple[int, int]) -> int:
     """Return a port of the range that currently has no listener. Raises EngineFailed."""
     for _ in range(100):
-        port = secrets.randbelow(ports[1] - ports[0]) + ports[0]
+        port = random.SystemRandom().randrange(*ports)
         with socket_module.socket() as probe:
             try:
                 probe.bind(("", port))

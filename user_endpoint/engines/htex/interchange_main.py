@@ -18,6 +18,7 @@ def main() -> None:
     os.umask(0o077)
     here = os.path.dirname(os.path.abspath(__file__))  # noqa: PTH100, PTH120 - no pathlib: the start is measured
     sys.path[:] = [entry for entry in sys.path if entry != here]
+    from user_endpoint import fast_msgspec_import  # noqa: F401  # before anything imports msgspec
     from user_endpoint.engines.htex.interchange import BatchInterchange
     from user_endpoint.process_exit import name_process
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec, PathFinder
@@ -27,6 +28,8 @@ _PACKAGES = frozenset(
         "parsl.monitoring",
         "parsl.monitoring.radios",
         "parsl.providers",
+        "dill",  # parsl.serialize names it for functions; those that go through here are bytes already
+        "psutil",  # parsl.addresses asks it for this host's addresses
         "requests",  # parsl.addresses asks a public service for an address with it; nothing here does
     }
 )
@@ -95,13 +98,14 @@ def light_parsl(authenticator: Any = None) -> Iterator[None]:
         yield
         return
     finder = _LateFinder()
-    stand_ins = {
+    stand_ins: dict[str, dict[str, Any]] = {
         "typeguard": {"typechecked": _untouched},  # its import and its rewriting of functions cost 50 ms
+        "typing_extensions": vars(typing),  # Parsl takes only names from it that typing has had since 3.11
         "zmq.auth.thread": {"ThreadAuthenticator": authenticator},  # the real one imports asyncio
     }
     made = {name: ModuleType(name) for name in stand_ins if name not in sys.modules}
     for name, module in made.items():
-        vars(module).update(stand_ins[name])
+        vars(module).update({key: value for key, value in stand_ins[name].items() if not key.startswith("__")})
     sys.meta_path.insert(0, finder)
     sys.modules.update(made)
     try:
