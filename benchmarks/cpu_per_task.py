@@ -1,6 +1,6 @@
 """What one task costs each process in CPU time and context switches: figures that other load hardly changes.
 
-    PYTHONPATH=demo:benchmarks PREFIX/bin/python benchmarks/cpu_per_task.py [--engine htex] [--tasks 50000] [--singles 1000]
+    PYTHONPATH=demo:benchmarks PREFIX/bin/python benchmarks/cpu_per_task.py [--engine htex] [--tasks 50000]
 
 Clock times need a quiet machine. These need less: a busy core makes caches cold, so each figure is the least of some
 rounds. Takes about 20 s. The figures are sums over the threads that live
@@ -114,8 +114,9 @@ def measure(site: Site, engine: str, tasks: int, singles: int) -> dict[str, dict
         found = {}
         times: list[float] = []
         rates: list[float] = []
-        found["lone"] = per_task(pids, singles // ROUNDS, lambda: times.append(singly(executor, singles // ROUNDS)))
-        found["many"] = per_task(pids, tasks // ROUNDS, lambda: rates.append(tasks // ROUNDS / many(executor, tasks // ROUNDS)))
+        lone, of_many = singles // ROUNDS, tasks // ROUNDS
+        found["lone"] = per_task(pids, lone, lambda: times.append(singly(executor, lone)))
+        found["many"] = per_task(pids, of_many, lambda: rates.append(of_many / many(executor, of_many)))
     Console(stderr=True).print(f"lone: {min(times) * 1e3:.2f} ms, many: {max(rates):,.0f} per s")
     return found
 
