@@ -1,7 +1,7 @@
 """Imported first: lets dataclasses load without inspect, which it needs only for a class that has no docstring.
 
-inspect imports ast, dis and tokenize: 1.3 MB and 6 ms of a root process that lives for long. Until an attribute of it is
-wanted, a module of its name stands for it inside dataclasses. Standard library only.
+inspect imports ast, dis and tokenize: 1.3 MB and 6 ms of a root process that lives for long. Until an attribute of it
+is wanted, a module of its name stands for it inside dataclasses. Standard library only.
 """
 
 from __future__ import annotations
