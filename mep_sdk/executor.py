@@ -533,7 +533,7 @@ class Executor(concurrent.futures.Executor):
         try:
             payload = checked_payload(args, kwargs, explain=False, **how)
         except ArgumentsUnserializable:
-            dump = functools.partial(checked_payload, **how)
+            dump: Callable[..., bytes] = functools.partial(checked_payload, **how)
             from mep_sdk import dependencies  # most scripts have no futures among their arguments
 
             waits_for = list(dependencies.futures_in([args, kwargs]))
