@@ -210,7 +210,7 @@ class UserConfigChecks:
 
     async def check(self, endpoint_id: str, schema: Mapping[str, Any] | None, config: Mapping[str, Any]) -> None:
         """Raises UserConfigReserved, UserConfigInvalid or RelayBusy. `config` is plain (see relay.api.json_values)."""
-        kept, digest = self._kept_for(endpoint_id, schema), hashlib.sha256(marshal.dumps(config, 2)).digest()
+        kept, digest = self._kept_for(endpoint_id, schema), hashlib.sha256(marshal.dumps(dict(config), 2)).digest()
         if digest in kept.passed:
             return
         for key in config:
