@@ -86,7 +86,7 @@ def encode(answer: RelayAnswer) -> bytes:
 def decode(record: bytes) -> RelayAnswer:
     """Return the decoded record. Raises RecordInvalid."""
     if len(record) != RECORD_BYTES:
-        raise RecordInvalid(f"{len(record)} bytes")
+        raise RecordInvalid(f"{len(record)} bytes" if record else "it ended without an answer")
     kind, code, endpoint_id, signing, link, host, port, count = _FIXED.unpack_from(record)
     host, text = host.rstrip(b"\0"), record[-_MAX_TEXT:].rstrip(b"\0")
     if count > MAX_EARLIER or not _HOST_CHARACTERS.issuperset(host) or not all(32 <= byte < 127 for byte in text):

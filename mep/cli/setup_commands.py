@@ -264,7 +264,7 @@ def register_new(where: EndpointPaths, document: ConfigDocument, relay: str, tok
     except CliFailed as error:
         raise CliFailed(
             f"{error.text}\nThe files in {where.config_dir} are written, the endpoint is not registered yet. "
-            f"After fixing the cause (relay_url is in config.yaml): mep register {where.name}",
+            f"After fixing the cause (relay_url is in config.yaml): mep register {where.name} --token-file FILE",
             error.exit_code,
         ) from None
 

@@ -42,7 +42,7 @@ def _sends(*datagrams: bytes) -> Callable[[relay_probe.Pinned, socket], None]:
         ([b'{"notes": ["x"]}'], "failed: 16 bytes"),
         ([NOTE, b"x" * RECORD_BYTES], "failed: a field"),
         ([NOTE, NOTE + b"x"], "failed"),
-        ([NOTE], "failed: 0 bytes"),
+        ([NOTE], "failed: it ended without an answer"),
         ([NOTE] * (MAX_NOTES + 2), "too many notes"),
     ],
 )
