@@ -71,6 +71,10 @@ _COMMANDS = {
     "CondorProvider": ("condor_submit", "condor_q", "condor_rm"),
 }
 """The commands that Parsl's providers run on the endpoint's host."""
+_RUN = ("python", "worker_init", "launch_cmd", "container_uri", "container_cmd_options")
+"""Options of engines that name programs or hold commands."""
+_BOUNDED = frozenset({"enum", "const", "pattern"})
+"""Keywords with which a schema says which texts a property may have."""
 DESCRIPTORS_A_NODE, _OWN_DESCRIPTORS = 3, 100
 """About how many descriptors a user endpoint and its interchange have for each node, and besides."""
 
@@ -252,7 +256,7 @@ class Trial:
         for _ in range(MAX_VARIABLES):
             start = invented_start(config)
             try:
-                self._look_at(render_settings(self._bundle, start, _IDENTITY, self._environment))
+                self._look_at(render_settings(self._bundle, start, _IDENTITY, self._environment), config)
             except EndpointMisconfigured as error:
                 self._misconfigured(error, config)
             except UserConfigReserved as error:
@@ -283,7 +287,7 @@ class Trial:
         guesses[name], config[name] = number, _GUESSES[number]
         return True
 
-    def _look_at(self, settings: UepSettings) -> None:
+    def _look_at(self, settings: UepSettings, config: Mapping[str, Any]) -> None:
         """Note options that have no effect here. Raises EndpointMisconfigured for an unknown provider or launcher."""
         for key in settings.not_applicable:
             self.verdict.note(f"{self._at(key)}: {key}: means nothing here, and is ignored")
@@ -293,10 +297,25 @@ class Trial:
                 "allowed_functions: pickled arguments can carry code of their own; to run nothing but the listed "
                 "code, let engine.allowed_serializers accept JSONData alone for data"
             )
+        if lists:
+            self._note_free_commands(settings, config)
         if isinstance(settings.engine, GlobusComputeSettings):
             from user_endpoint.engines.htex.provider import Plan  # and with it Parsl, which only such templates pay for
 
             self._look_at_provider(settings.engine, Plan(settings.engine).name)
+
+    def _note_free_commands(self, settings: UepSettings, config: Mapping[str, Any]) -> None:
+        """Note texts of a person's choice in what is run besides functions: they are as good as any function."""
+        properties = self._schema.get("properties", {})
+        for name, value in config.items():
+            bounded = isinstance(own := properties.get(name), Mapping) and _BOUNDED & own.keys()
+            if bounded or not isinstance(value, str) or not value:
+                continue
+            for key in [key for key, text in _commands(settings) if value in text]:
+                self.verdict.note(
+                    f"{self._at(key)}: {key}: the person's {name} is run besides the listed functions: leave the "
+                    "variable out, or give it an enum in the schema"
+                )
 
     def _look_at_provider(self, engine: GlobusComputeSettings, provider: str) -> None:
         """Note scheduler commands that a user endpoint would not find, and more nodes than it has descriptors for."""
@@ -380,6 +399,18 @@ def _unquoted(constants: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 def _is_key(line: str, name: str) -> bool:
     match = _KEY.match(line.strip())
     return match is not None and match[1] == name
+
+
+def _commands(settings: UepSettings) -> Iterator[tuple[str, str]]:
+    """Yield the texts that are run as commands or name programs, with the paths of their keys."""
+    engine = settings.engine
+    provider = engine.provider if isinstance(engine, GlobusComputeSettings) else {}
+    found = {
+        **{key: getattr(settings, key) for key in ("endpoint_setup", "endpoint_teardown")},
+        **{f"engine.{key}": getattr(engine, key, None) for key in _RUN},
+        **{f"engine.provider.{key}": provider.get(key) for key in ("worker_init", "scheduler_options")},
+    }
+    yield from ((key, text) for key, text in found.items() if isinstance(text, str))
 
 
 def _only_json(serializers: list[str] | None) -> bool:

@@ -314,3 +314,39 @@ def test_the_pattern_of_an_item_in_a_list_is_made_up_too() -> None:
     template = GOOD + "{% for node in NODES %}\n  max_wrkers: 1\n{% endfor %}\n"
     schema = closed(["NODES"], NODES={"type": "array", "items": {"type": "string", "pattern": "^node[0-9]{4}$"}})
     assert "max_wrkers" in tried(template, schema).problems[0][1]
+
+
+RESTRICTED = """
+allowed_functions: ["sha256:{digest}"]
+engine:
+  type: GlobusComputeEngine
+  container_type: docker
+  container_uri: {{{{ image | default("science") }}}}
+  provider:
+    type: LocalProvider
+    worker_init: {{{{ commands | default("true") }}}}
+""".format(digest="0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("image", "commands", "named"),
+    [
+        ({"type": "string"}, {"enum": ["module load a", "module load b"]}, "image"),
+        ({"const": "science"}, {"type": "string"}, "commands"),
+        (
+            {"enum": ["science"]},
+            {"type": "string", "pattern": "^module load [a-z]+$", "examples": ["module load a"]},
+            "",
+        ),
+    ],
+)
+def test_with_a_list_of_functions_a_text_that_is_run_besides_them_is_noted(
+    image: dict[str, Any], commands: dict[str, Any], named: str
+) -> None:
+    found = tried(RESTRICTED, closed(image=image, commands=commands))
+    assert not found.problems
+    notes = [note for note in found.notes if "besides the listed functions" in note]
+    assert len(notes) == bool(named)
+    assert all(f"the person's {named} is run" in note for note in notes)
+    without = tried(RESTRICTED.replace("allowed_functions", "# "), closed(image=image, commands=commands))
+    assert not [note for note in without.notes if "besides the listed functions" in note]
