@@ -28,7 +28,7 @@ from relay.api.app import App
 from relay.api.context import ApiContext
 from relay.api.health import ready
 from relay.api.http_acceptor import Acceptor
-from relay.api.http_protocol import BoundedConnection
+from relay.api.http_protocol import BoundedConnection, BoundedWebSocket
 from relay.audit import AuditLog
 from relay.auth.settings import PeopleSettings, SettingsRefused, from_toml
 from relay.auth.tokens import TokenAuth
@@ -238,7 +238,7 @@ def _http_config(app: App, settings: RelaySettings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=BoundedConnection,
-        ws="websockets-sansio",
+        ws=BoundedWebSocket,
         loop="asyncio",
         lifespan="off",
         interface="asgi3",

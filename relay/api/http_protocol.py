@@ -12,6 +12,7 @@ from collections import Counter
 from typing import Any, ClassVar
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from relay.log import RateLimitedLog
 from relay.rate_limit import network_of
@@ -30,6 +31,7 @@ MAX_FROM_ONE_ADDRESS = 1000
 """Most connections at once from one address, of IPv6 from one network; unlimited from this host, where a TLS proxy may
 forward all."""
 _LOOPBACK = ("127.", "::1")
+_BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 class BoundedConnection(HttpToolsProtocol):
@@ -128,3 +130,19 @@ class BoundedConnection(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
         self._allow(None)
         super().on_message_complete()
+
+
+class BoundedWebSocket(WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket, whose connection ends if its handshake can't be read."""
+
+    def data_received(self, data: bytes) -> None:
+        """Parse the received bytes. The first are a whole request, which the HTTP parser has passed on.
+
+        The library refuses some of these: with a body, or with many or long headers. uvicorn then answers nothing,
+        waits for ever, and stumbles over the connection when it shuts down.
+        """
+        super().data_received(data)
+        if not self.handshake_initiated and not self.transport.is_closing():
+            self.close_sent = True  # for `shutdown`
+            self.transport.write(_BAD_REQUEST)
+            self.transport.close()

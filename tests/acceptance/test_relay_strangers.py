@@ -90,6 +90,24 @@ def test_a_body_that_nobody_reads_is_not_waited_for(stranger: socket.socket) -> 
     assert heard(stranger).startswith(b"HTTP/1.1 404")
 
 
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"content-length: 5\r\n\r\nhello",
+        b"content-length: 100000\r\n\r\n",
+        b"transfer-encoding: chunked\r\n\r\n",
+        b"a: " + b"x" * 9000 + b"\r\n\r\n",
+        b"".join(b"a%d: x\r\n" % number for number in range(200)) + b"\r\n",
+    ],
+    ids=["body", "long body", "chunked", "long header", "many headers"],
+)
+def test_a_websocket_that_cannot_be_is_refused(stranger: socket.socket, rest: bytes) -> None:
+    key = b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    upgrade = b"host: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    stranger.sendall(b"GET /v3/stream HTTP/1.1\r\n" + upgrade + key + rest)
+    assert heard(stranger).startswith(b"HTTP/1.1 400")
+
+
 def test_a_client_that_does_not_read_is_not_waited_for(relay: RelayProcess) -> None:
     """A hundred answers are more than the buffers of both sides hold."""
 
