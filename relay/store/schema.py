@@ -184,6 +184,11 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX ueps_unseen ON ueps (seen_at) WHERE link_key IS NULL;
     CREATE INDEX chunks_size ON chunks (owner, size);
     """,
+    f"""
+    DROP INDEX tasks_active;
+    CREATE INDEX tasks_active ON tasks (uep_row, state, held, priority DESC, row) WHERE state < {_END};
+    CREATE INDEX tasks_again ON tasks (uep_row) WHERE attempts > 0 AND state < {_END};
+    """,
 )
 """One script a version; a database's version is PRAGMA user_version. A released script is never edited."""
 

@@ -69,7 +69,8 @@ T = TypeVar("T")
 PADDED_BYTES = 8 * 1024 * 1024
 """Length that a server gives the log at its start."""
 OPENING_IS_SLOW = "store: waiting for the database: another process may hold its lock"
-PRIORITIES = range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)
+WAITING = [(held, priority) for held in (0, 1) for priority in range(MAX_PRIORITY, MIN_PRIORITY - 1, -1)]
+"""The parts of a queue that are each in the order in which they were submitted."""
 _endpoint_decoder = msgspec.msgpack.Decoder(EndpointRecord)
 _function_decoder = msgspec.msgpack.Decoder(FunctionRecord)
 _identity_decoder = msgspec.msgpack.Decoder(Identity)
@@ -726,8 +727,8 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
 
     def queued_before(self, uep_row: int, submitted_before: float, limit: int) -> list[int]:
         rows: list[int] = []
-        for priority in PRIORITIES:
-            oldest = self._db.execute(sql.QUEUED_ROWS_BY_AGE, (uep_row, priority, limit - len(rows))).fetchall()
+        for held, priority in WAITING:
+            oldest = self._db.execute(sql.QUEUED_ROWS_BY_AGE, (uep_row, held, priority, limit - len(rows))).fetchall()
             rows += [row for row, at in oldest if at < submitted_before]
         return rows
 
@@ -885,7 +886,7 @@ class SqlReads(abc.ABC):
         return bool(self._one(sql.HAS_QUEUED, uep_row)[0])
 
     def oldest_queued(self, uep_row: int) -> float | None:
-        found = (self._one(sql.QUEUED_ROWS_BY_AGE, uep_row, priority, 1) for priority in PRIORITIES)
+        found = (self._one(sql.QUEUED_ROWS_BY_AGE, uep_row, held, priority, 1) for held, priority in WAITING)
         return min((row[1] for row in found if row), default=None)
 
     def next_deadline(self) -> float | None:

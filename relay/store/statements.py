@@ -195,11 +195,20 @@ REQUEUE = (
 _OPEN = f"likely(state < {_END})"
 REQUEUE_NOT_STARTED = f"UPDATE tasks SET state = {_QUEUED} WHERE uep_row = ? AND state = {_DISPATCHED} AND {_OPEN}"
 ACTIVE_ROWS = f"SELECT row, state FROM tasks WHERE uep_row = ? AND state IN ({_DISPATCHED}, {_RUNNING}) AND {_OPEN}"
-RUNNING_ROWS = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} AND {_OPEN} ORDER BY priority DESC, row"
-QUEUED_ROWS = (
-    f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} ORDER BY priority DESC, row LIMIT ?"
+RUNNING_ROWS = (
+    f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_RUNNING} AND held = 0 AND {_OPEN} "
+    "ORDER BY priority DESC, row"
 )
-QUEUED_AGAIN = f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND attempts > 0 AND {_OPEN}"
+# Held ones come last: `held` is in the index before the order, so that no search for others reads them.
+QUEUED_ROWS = (
+    f"SELECT row FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND {_OPEN} "
+    "ORDER BY held, priority DESC, row LIMIT ?"
+)
+# Asked for each page of tasks that expire: the index on open tasks would do as well, and read every one that waits.
+QUEUED_AGAIN = (
+    f"SELECT row FROM tasks INDEXED BY tasks_again WHERE uep_row = ? AND attempts > 0 AND state < {_END} "
+    f"AND +state = {_QUEUED}"
+)
 QUEUED_DOUBTFUL = (
     f"SELECT row FROM tasks INDEXED BY tasks_doubtful WHERE uep_row = ? AND doubtful = 1 AND state < {_END} "
     f"AND +state = {_QUEUED}"
@@ -207,7 +216,8 @@ QUEUED_DOUBTFUL = (
 DOUBT = f"UPDATE tasks SET doubtful = ? WHERE row = ? AND uep_row = ? AND state < {_END}"
 # Those of one priority are in the order in which they were submitted.
 QUEUED_ROWS_BY_AGE = (
-    f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND priority = ? AND {_OPEN} "
+    f"SELECT row, submitted_at FROM tasks WHERE uep_row = ? AND state = {_QUEUED} AND held = ? AND priority = ? "
+    f"AND {_OPEN} "
     "ORDER BY row LIMIT ?"
 )
 OPEN_ATTEMPTS = (
@@ -502,6 +512,6 @@ QUEUED_REFS = (
     "SELECT t.row, t.task_id, f.function_id, t.state, t.submitted_at "
     "FROM tasks t JOIN functions f ON f.function_row = t.function_row "
     f"WHERE t.uep_row = ? AND t.state = {_QUEUED} AND likely(t.state < {_END}) "
-    "ORDER BY t.priority DESC, t.row LIMIT ?"
+    "ORDER BY t.held, t.priority DESC, t.row LIMIT ?"
 )
 UEP_KEY = "SELECT endpoint_id, uep_id, account_id, identity_id, incarnation FROM ueps WHERE uep_row = ?"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlite3
 from typing import Any
 
+import pytest
+
 from relay.store import statements
 from relay.store.schema import migrate
 
@@ -71,3 +73,19 @@ def test_what_is_to_be_cancelled_is_found_without_reading_what_waits() -> None:
     migrate(connection)
     (step,) = connection.execute("EXPLAIN QUERY PLAN " + statements.CANCELLING, [1]).fetchall()
     assert "USING INDEX tasks_cancelling " in step[3]
+
+
+@pytest.mark.parametrize("name", ["QUEUED_TASKS", "HAS_QUEUED", "QUEUED_ROWS_BY_AGE"])
+def test_what_may_be_sent_is_found_without_reading_what_is_held(name: str) -> None:
+    """Ten thousand tasks of a user endpoint may be held, and each task that is sent would be looked for behind them."""
+    connection = sqlite3.connect(":memory:")
+    migrate(connection)
+    steps = _sqlite_steps(connection, getattr(statements, name))
+    assert [step for step in steps if "tasks_active (uep_row=? AND state=? AND held=?" in step], steps
+
+
+def test_what_has_begun_once_is_found_without_reading_what_waits() -> None:
+    connection = sqlite3.connect(":memory:")
+    migrate(connection)
+    (step,) = _sqlite_steps(connection, statements.QUEUED_AGAIN)
+    assert "USING INDEX tasks_again " in step

@@ -1116,6 +1116,17 @@ def test_tasks_of_one_set_end_and_go_on_their_own(work: Work) -> None:
     assert do(work.store, lambda tx: tx._db.execute("SELECT count(*) FROM dependencies").fetchone()) == (0,)
 
 
+def test_held_tasks_expire_and_end_with_their_queue_too(work: Work) -> None:
+    one = waiting(work)
+    first, held = stored(work, one, waiting(work, one.task_id))
+    assert do(work.store, lambda tx: tx.queued_before(work.uep.row, 2.0, 10)) == [first, held]
+    assert takes(work) == [first]
+    assert do(work.store, lambda tx: tx.queued_before(work.uep.row, 2.0, 10)) == [held]
+    assert work.store.oldest_queued(work.uep.row) == 1.0
+    settled = do(work.store, lambda tx: tx.end_queued(work.uep.row, TaskEnding(row=0, state=S.FAILED), 10))
+    assert settled.rows == [held]
+
+
 def test_a_sweep_goes_on_behind_what_must_stay(work: Work) -> None:
     one = waiting(work)
     first, second, third, newest = stored(work, one, *(waiting(work) for _ in range(3)))
