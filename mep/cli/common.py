@@ -90,6 +90,7 @@ def token_option(command: _F) -> _F:
     """Add --token-file."""
     return click.option(
         "--token-file",
+        type=click.Path(allow_dash=True),
         metavar="FILE",
         help="File with your access token at the relay (`-`: standard input). Otherwise MEP_TOKEN, or a prompt.",
     )(command)

@@ -91,7 +91,7 @@ def _check_id(where: EndpointPaths, wanted: str) -> None:
 @click.option("--uep", metavar="ID", help="Stop this user endpoint alone.")
 @click.option("--message", default="", metavar="TEXT", help="With --user or --uep: what the person reads.")
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
-              help="Seconds to wait for it to end.")  # fmt: skip
+              metavar="SECONDS", help="Seconds to wait for it to end.")  # fmt: skip
 @click.option("--kill", is_flag=True, help="Kill the monitor if it has not ended after that time.")
 @click.option("--keep-user-endpoints", "keep", is_flag=True,
               help="Leave the user endpoints running; the next start takes them over.")  # fmt: skip
@@ -170,7 +170,7 @@ def _wind_down(where: EndpointPaths, roots: Roots, timeout_s: float) -> str:
 )
 @name_argument
 @click.option("--timeout", "timeout_s", type=click.FloatRange(min=0), default=STOP_TIMEOUT_S, show_default=True,
-              help="Seconds to wait for it to end.")  # fmt: skip
+              metavar="SECONDS", help="Seconds to wait for it to end.")  # fmt: skip
 @json_option
 @click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
 def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:

@@ -78,8 +78,8 @@ def status(ctx: click.Context, name: str, wide: bool, as_json: bool) -> None:
 )
 @name_argument
 @click.option("--interval", "interval_s", type=click.FloatRange(min=0.2), default=TOP_INTERVAL_S, show_default=True,
-              help="Seconds between two looks.")  # fmt: skip
-@click.option("--count", type=click.IntRange(min=1), help="End after so many looks.")
+              metavar="SECONDS", help="Seconds between two looks.")  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), metavar="NUMBER", help="End after so many looks.")
 @click.option("-w", "--wide", is_flag=True, help="Don't fit the text to the terminal's width.")
 @json_option
 def top(name: str, interval_s: float, count: int | None, wide: bool, as_json: bool) -> None:
@@ -101,7 +101,7 @@ def top(name: str, interval_s: float, count: int | None, wide: bool, as_json: bo
 @click.argument("name")
 @click.argument("subject", metavar="[USER|UEP]", required=False)
 @click.option("-f", "--follow", is_flag=True, help="Show new lines as they come.")
-@click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True,
+@click.option("-n", "--lines", type=click.IntRange(min=0), default=100, show_default=True, metavar="NUMBER",
               help="How many of the last lines to begin with.")  # fmt: skip
 def logs(name: str, subject: str | None, follow: bool, lines: int) -> None:
     """Show the log of endpoint NAME; with USER or UEP, the lines about that account or user endpoint.

@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib.metadata import distributions
 from pathlib import Path
 from types import ModuleType
 
+import click
 import pytest
 
 from mep.cli.app import cli
@@ -73,6 +75,24 @@ def test_completions_name_their_command(manual: Path, name: str) -> None:
         text = (manual / name / shell).read_text()
         assert f"{variable}={shell}_complete" in text
         assert name in text
+
+
+@pytest.mark.parametrize("name", ["mep", "mep-relay"])
+def test_shells_complete_files_for_options_that_name_one(name: str) -> None:
+    module, _, function = COMMANDS[name].partition(":")
+    command = load("manual").application(module, function)
+    found = [*options_of(command)]
+    assert found
+    assert not [each.opts for each in found if not isinstance(each.type, click.Path)]
+
+
+def options_of(command: click.Command) -> Iterator[click.Option]:
+    """Yield the options of a command and of all below it that take the name of a file or directory alone."""
+    for each in command.params:
+        if isinstance(each, click.Option) and (each.metavar in ("FILE", "DIR") or isinstance(each.type, click.Path)):
+            yield each
+    for below in getattr(command, "commands", {}).values():
+        yield from options_of(below)
 
 
 def test_the_bill_lists_everything_installed_and_the_licences_have_its_text() -> None:
