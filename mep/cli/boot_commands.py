@@ -12,6 +12,7 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -20,6 +21,9 @@ from mep.cli.common import epilog, json_option, locate, name_argument
 from mep.cli.exit_codes import CliFailed, Exit
 from mep.cli.output import emit, warn
 from mep.cli.status_commands import require_endpoint
+
+if TYPE_CHECKING:
+    from mep.config.paths import EndpointPaths
 
 _TIMEOUT_S = 60.0
 _LINGERING = Path("/var/lib/systemd/linger")
@@ -89,12 +93,31 @@ def disable_on_boot(name: str, as_json: bool) -> None:
     emit({"name": where.name, "enabled": False, "unit": unit}, text, as_json=as_json)
 
 
-def _words(verb: str, name: str, *, privileged: bool) -> list[str]:
-    return ["systemctl", *([] if privileged else ["--user"]), verb, f"mep@{name}.service"]
+def runs_in_unit(where: EndpointPaths, pid: int | None) -> bool:
+    """Whether the monitor `pid` is the main process of the endpoint's unit."""
+    if pid is None or not Path("/run/systemd/system").exists():
+        return False
+    try:
+        return _systemctl("show", where.name, "-P", "MainPID", privileged=where.privileged).strip() == str(pid)
+    except CliFailed:
+        return False
 
 
-def _systemctl(verb: str, name: str, *, privileged: bool) -> None:
-    words = _words(verb, name, privileged=privileged)
+def start_unit(where: EndpointPaths) -> None:
+    """Have systemd start the endpoint's unit, and wait until it is up. Raises CliFailed."""
+    try:
+        _systemctl("start", where.name, privileged=where.privileged)
+    except CliFailed as error:
+        unit = "--unit" if where.privileged else "--user-unit"
+        raise CliFailed(f"{error.text.splitlines()[0]}\nWhy: journalctl {unit} mep@{where.name} -n 20") from None
+
+
+def _words(verb: str, name: str, *options: str, privileged: bool) -> list[str]:
+    return ["systemctl", *([] if privileged else ["--user"]), verb, *options, f"mep@{name}.service"]
+
+
+def _systemctl(verb: str, name: str, *options: str, privileged: bool) -> str:
+    words = _words(verb, name, *options, privileged=privileged)
     environment = dict(os.environ)
     if not privileged:
         environment.setdefault("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}")
@@ -112,6 +135,7 @@ def _systemctl(verb: str, name: str, *, privileged: bool) -> None:
     if done.returncode:
         said = printable(done.stderr.strip()) or f"exit code {done.returncode}"
         raise CliFailed(f"`{' '.join(words)}`: {said}\n{_hint(privileged=privileged)}")
+    return done.stdout
 
 
 def _hint(*, privileged: bool) -> str:

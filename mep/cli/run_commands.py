@@ -15,6 +15,7 @@ from mep.cli.output import emit, log_errors, warn
 from mep.cli.status_commands import require_endpoint
 
 if TYPE_CHECKING:
+    from mep.boundary.runtime_files import MonitorStatus
     from mep.config.paths import EndpointPaths, Roots
     from mep.config.resolver import Resolution
 
@@ -45,7 +46,10 @@ def _start(where: EndpointPaths, roots: Roots, *, detach: bool, as_json: bool, d
         warn([f"user endpoints of the previous version were ended, and their tasks wait for new ones: {ended}"])
     if not detach:
         run_here(where, resolution)
-    status = with_link(where, start_detached(where, resolution))
+    _tell_up(where, with_link(where, start_detached(where, resolution)), resolution, as_json=as_json)
+
+
+def _tell_up(where: EndpointPaths, status: MonitorStatus, resolution: Resolution, *, as_json: bool) -> None:
     value = {"name": where.name, "pid": status.pid, "endpoint_id": resolution.registration.endpoint_id}
     link = f", relay link {status.link_state}" if status.link_state else ""
     if "clocks differ" in status.link_detail:
@@ -174,19 +178,31 @@ def _wind_down(where: EndpointPaths, roots: Roots, timeout_s: float) -> str:
 @json_option
 @click.option("--all", "everything", is_flag=True, help="Stop the user endpoints too, instead of taking them over.")
 def restart(name: str, timeout_s: float, everything: bool, as_json: bool) -> None:
-    """Stop endpoint NAME if it runs, and start it detached. User endpoints keep running."""
+    """Stop endpoint NAME if it runs, and start it: by systemd if that ran it, else detached.
+
+    User endpoints keep running.
+    """
+    from mep.boundary.runtime_files import read_status, running_monitor
     from mep.cli.admin_client import require_owner
+    from mep.cli.boot_commands import runs_in_unit, start_unit
     from mep.cli.monitor_control import stop as stop_monitor
     from mep.cli.orphaned_keepers import stop_keepers
     from mep.config.resolver import resolve
 
     where, roots = locate(name)
     require_owner(where)
-    resolve(where, roots, log_to_file=True)  # a refused configuration must not stop a running endpoint
+    resolution = resolve(where, roots, log_to_file=True)  # a refused configuration must not stop a running endpoint
+    in_unit = runs_in_unit(where, running_monitor(where.runtime_dir))
     stop_monitor(where, timeout_s, keep=not everything)
     if everything:
         stop_keepers(where, timeout_s)
-    _start(where, roots, detach=True, as_json=as_json)
+    if not in_unit:
+        _start(where, roots, detach=True, as_json=as_json)
+        return
+    start_unit(where)
+    if (status := read_status(where.runtime_dir)) is None:
+        raise CliFailed(f"endpoint {where.name} has ended again: mep logs {where.name} says why", Exit.NOT_RUNNING)
+    _tell_up(where, status, resolution, as_json=as_json)
 
 
 @click.command(hidden=True)

@@ -68,6 +68,17 @@ with Executor(endpoint_id="{endpoint_id}") as executor: print(executor.submit(ab
     passed("a script for Globus Compute runs by the drop-in wheel")
 
 
+def check_restart():
+    """The monitor stays systemd's: it is watched, logs to the journal, and systemd knows its state."""
+    for words in ("", " --all"):
+        before = run("systemctl show -P MainPID mep@site")
+        told = json.loads(run(f"mep restart site --json{words}"))
+        pid = run("systemctl show -P MainPID mep@site").strip()
+        assert str(told["pid"]) == pid != before.strip(), (told, before)
+        assert run("systemctl is-active mep@site").strip() == "active"
+    passed("mep restart leaves a unit's monitor to systemd")
+
+
 def check_extras():
     run(f"apt-get -y -q install {DEBS}/extras/*.deb")
     code = "import psycopg, boto3, kubernetes; print(psycopg.__file__, boto3.__file__, kubernetes.__file__)"
@@ -103,6 +114,7 @@ def main():
     check_sdk(status["endpoint_id"])
     run("systemctl reload mep@site mep-relay")
     passed("systemctl reload, on a system without procps")
+    check_restart()
     check_units()
     check_extras()
     check_purge()
