@@ -42,7 +42,8 @@ def _account(name: str | None) -> tuple[str, int]:
     try:
         found = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except KeyError:
-        raise CliFailed(f"there is no account {name} on this host", Exit.USAGE) from None
+        ask = f"; an identity's account: mep map NAME --identity {name}" if "@" in name else ""
+        raise CliFailed(f"there is no account {name} on this host{ask}", Exit.USAGE) from None
     return found.pw_name, found.pw_uid
 
 

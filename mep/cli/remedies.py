@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shlex
@@ -9,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _HAS_ONE = re.compile(r"\brun[: ]|\bchmod |\bchown ")
+_EXAMPLES = Path("/usr/share/doc/mep-endpoint/examples")
+"""The files of a new endpoint, as the package brings them."""
 _PLACE = re.compile(r"(/[^:\n]+?)(?::(\d+))?: ")
 
 
@@ -18,6 +21,8 @@ def with_command(text: str) -> str:
     No editor helps an account that may not read the file.
     """
     place = _PLACE.match(text)
+    if place is not None and text.endswith(os.strerror(errno.ENOENT)) and (_EXAMPLES / Path(place[1]).name).is_file():
+        return f"{text}; restore it, or run: cp {_EXAMPLES / Path(place[1]).name} {shlex.quote(place[1])}"
     if place is None or _HAS_ONE.search(text) or not Path(place[1]).is_file():
         return text
     if not os.access(place[1], os.R_OK):
