@@ -51,10 +51,11 @@ def mine() -> Account:
     return existing(pwd.getpwuid(os.geteuid()).pw_name)
 
 
-def make(name: str, home: Path, groups: list[str] | None = None) -> Account:
+def make(name: str, home: Path, groups: list[str] | None = None, uid: int | None = None) -> Account:
     """Make an account with a home directory at `home` and these supplementary groups. Raises NameTaken."""
     check_free(name)
     more = ["--groups", ",".join(groups)] if groups else []
+    more += ["--uid", str(uid)] if uid is not None else []
     closed = ["--password", "*"]  # no password fits; ssh takes the usual "!" for a locked account
     where = ["--create-home", "--home-dir", str(home), "--shell", "/bin/bash"]
     _run("useradd", *where, "--user-group", *closed, *more, name)

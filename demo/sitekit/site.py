@@ -139,10 +139,10 @@ class Site:
         """Where tasks may write: people's homes; for a person's own endpoint a place that goes with the site."""
         return "$HOME" if self.multi_user else str(self.root / "home")
 
-    def account(self, name: str, groups: list[str] | None = None) -> Account:
+    def account(self, name: str, groups: list[str] | None = None, uid: int | None = None) -> Account:
         """Make a throw-away account that lasts as long as the site. Raises NameTaken."""
         with self._recorded(name):
-            return accounts.make(name, self.root / "home" / name, groups)
+            return accounts.make(name, self.root / "home" / name, groups, uid)
 
     def group(self, name: str) -> int:
         """Make a throw-away group that lasts as long as the site; returns its id. Raises NameTaken."""

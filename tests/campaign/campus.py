@@ -18,6 +18,7 @@ from sitekit.endpoint import MAPPING, SCHEMA, TEMPLATE, Endpoint, expression_map
 from sitekit.site import ADMIN, Site
 
 from mep_sdk import Client, Executor
+from tests.support.accounts import unshared_uid
 from tests.support.clocks import Clock, for_all_below
 from tests.support.link_proxy import LinkProxy
 from tests.support.slurm import Slurm, SlurmFailed
@@ -179,7 +180,7 @@ def make_campus(
     person's home. `clocks`: the folder of the clocks that relay and endpoint get."""
     with ExitStack() as stack:
         site = stack.enter_context(Site("mepbench-faults"))
-        account = site.account(f"mepbench-{secrets.token_hex(4)}")
+        account = site.account(f"mepbench-{secrets.token_hex(4)}", uid=unshared_uid())  # containers may share /dev/shm
         relay_state = site.relay.state.stat()
         disks = stack.enter_context(ExitStack())
         _mount(disks, site.relay.state, disk_mb, relay_state.st_uid, relay_state.st_gid, "0700")
