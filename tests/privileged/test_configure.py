@@ -195,8 +195,10 @@ class TestTrust:
     @pytest.fixture
     def site(self, mep: Cli, registrar: Registrar) -> Cli:
         configure(mep, registrar)
-        mep("check", "site")
         return mep
+
+    def test_as_configured(self, site: Cli) -> None:
+        site("check", "site")
 
     def refused(self, site: Cli, *, path: Path, reason: str) -> None:
         said = site("check", "site", expect=4).stderr

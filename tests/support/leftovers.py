@@ -41,7 +41,7 @@ def orphans() -> set[tuple[int, int]]:
     """Return (pid, start ticks) of every process whose session has ended. Those of containers have other numbers."""
     found, own = set(), os.readlink("/proc/self/ns/pid")
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
+        if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         with contextlib.suppress(OSError, ValueError):
             variables = (entry / "environ").read_bytes().split(bytes(1))
@@ -88,9 +88,11 @@ class Session:
 
     def clear_up(self) -> list[str]:
         """Remove the leftovers of killed runs; returns one line for each."""
-        over = orphans()
-        cleared = [f"ended, since its test run was killed: {_describe(pid)}" for pid, _ in over]
-        ledger.end_processes(over)
+        cleared = []
+        for _ in range(3):  # a worker of pytest-xdist, what it has started, and what that was just starting
+            over = orphans()
+            cleared += [f"ended, since its test run was killed: {_describe(pid)}" for pid, _ in over]
+            ledger.end_processes(over)
         cleared += ledger.sweep()
         with self._alone() as alone:
             if alone:
