@@ -24,21 +24,23 @@ MARK = "MEP_TEST_SESSION"
 
 
 def _processes(prefix: str) -> set[tuple[int, int]]:
-    """Return (pid, start ticks) of every process that runs from `prefix`."""
+    """Return (pid, start ticks) of every process that runs from `prefix`, but for a pytest that waits for the lock."""
     found = set()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         with contextlib.suppress(OSError):
-            program = (entry / "cmdline").read_bytes().split(b"\0")[0]
+            program, *words = (entry / "cmdline").read_bytes().split(b"\0")
             ticks = ledger.start_ticks(int(entry.name))
+            if any(word.endswith(b"/bin/pytest") for word in words):
+                continue
             if program.startswith((os.fsencode(prefix) + b"/", b"mep.")) and ticks is not None:
                 found.add((int(entry.name), ticks))
     return found
 
 
 def orphans() -> set[tuple[int, int]]:
-    """Return (pid, start ticks) of every process whose session has ended. Those of containers have other numbers."""
+    """Return (pid, start ticks) of every process of a session that has ended. Containers have other numbers."""
     found, own = set(), os.readlink("/proc/self/ns/pid")
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
@@ -52,6 +54,30 @@ def orphans() -> set[tuple[int, int]]:
             if is_over and ticks is not None and os.readlink(entry / "ns/pid") == own:
                 found.add((int(entry.name), ticks))
     return found
+
+
+def users_of(prefix: str) -> set[tuple[int, int]]:
+    """Return (pid, start ticks) of every process with an open file in one of our directories with this prefix.
+
+    The directory may be removed already. Processes of containers are left out.
+    """
+    found, own = set(), os.readlink("/proc/self/ns/pid")
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                files = [os.readlink(file) for file in (entry / "fd").iterdir()]
+                is_user = any(file.startswith(prefix) and _is_ours(file, prefix) for file in files)
+                ticks = ledger.start_ticks(int(entry.name))
+                if is_user and ticks is not None and os.readlink(entry / "ns/pid") == own:
+                    found.add((int(entry.name), ticks))
+    return found
+
+
+def _is_ours(file: str, prefix: str) -> bool:
+    try:
+        return os.lstat(prefix + file.removeprefix(prefix).partition("/")[0]).st_uid == os.geteuid()
+    except FileNotFoundError:
+        return True
 
 
 def _describe(pid: int) -> str:
@@ -119,6 +145,7 @@ def _remove_leftovers() -> list[str]:
     for name in names:
         accounts.remove(name)
     names += accounts.remove_helpers(_test_endpoints())
+    ledger.end_processes(users_of(_test_endpoints()))  # a monitor that `mep start --detach` started has no mark
     paths = _directories()
     for path in paths:
         shutil.rmtree(path, ignore_errors=True)

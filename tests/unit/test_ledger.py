@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,21 @@ def test_a_killed_sessions_processes_are_known_by_their_mark() -> None:
         for one in started:
             one.kill()
             one.wait()
+
+
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_the_users_of_a_directory_are_found_by_their_open_files(tmp_path: Path, is_removed: bool) -> None:
+    (tmp_path / "a-1").mkdir()
+    with (tmp_path / "a-1" / "log").open("w") as log:
+        user = subprocess.Popen(["sleep", "600"], stdout=log)
+    try:
+        if is_removed:
+            shutil.rmtree(tmp_path / "a-1")
+        assert [pid for pid, _ in leftovers.users_of(f"{tmp_path}/a-")] == [user.pid]
+        assert not leftovers.users_of(f"{tmp_path}/b-")
+    finally:
+        user.kill()
+        user.wait()
 
 
 @pytest.mark.parametrize("name", ["root", "alice", "meptest"])
