@@ -25,6 +25,8 @@ BODY_S = 600.0
 """How long a body may take to come (MAX_BODY_BYTES at a megabit a second)."""
 UNREAD_S = 600.0
 """How long a client may take to read what is written already: as much as goes into the buffer at once."""
+MAX_SENT_UNREAD = 1024 * 1024
+"""Most bytes that the client of a WebSocket may send while the buffer for it is full."""
 
 
 MAX_FROM_ONE_ADDRESS = 1000
@@ -133,7 +135,10 @@ class BoundedConnection(HttpToolsProtocol):
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket, whose connection ends if its handshake can't be read."""
+    """uvicorn's WebSocket. Its connection ends if its handshake can't be read, and if its client sends but does not
+    read: the library answers each ping at once, whether or not the answers before have left."""
+
+    _sent_unread = 0
 
     def data_received(self, data: bytes) -> None:
         """Parse the received bytes. The first are a whole request, which the HTTP parser has passed on.
@@ -141,6 +146,10 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         The library refuses some of these: with a body, or with many or long headers. uvicorn then answers nothing,
         waits for ever, and stumbles over the connection when it shuts down.
         """
+        self._sent_unread = 0 if self.writable.is_set() else self._sent_unread + len(data)
+        if self._sent_unread > MAX_SENT_UNREAD:
+            self.transport.abort()
+            return
         super().data_received(data)
         if not self.handshake_initiated and not self.transport.is_closing():
             self.close_sent = True  # for `shutdown`

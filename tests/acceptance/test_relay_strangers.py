@@ -108,6 +108,21 @@ def test_a_websocket_that_cannot_be_is_refused(stranger: socket.socket, rest: by
     assert heard(stranger).startswith(b"HTTP/1.1 400")
 
 
+def test_a_person_that_sends_pings_and_reads_no_answer_is_cut_off(relay: RelayProcess) -> None:
+    parts, token = urlsplit(relay.url), Person(relay, "pia").token
+    key = "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+    upgrade = f"host: x\r\nconnection: upgrade\r\nupgrade: websocket\r\nauthorization: Bearer {token}\r\n{key}\r\n"
+    pings = 500 * (b"\x89\xe4\0\0\0\0" + b"x" * 100)
+    with socket.create_connection((str(parts.hostname), parts.port or 0), timeout=60) as pia:
+        pia.sendall(f"GET /v3/stream HTTP/1.1\r\n{upgrade}".encode())
+        assert pia.recv(100).startswith(b"HTTP/1.1 101")
+        before = resident_kb(relay)
+        with pytest.raises(OSError, match=r"reset|[Bb]roken"):
+            for _ in range(1000):  # 50 MB
+                pia.sendall(pings)
+        assert resident_kb(relay) - before < 20 * 1024
+
+
 def test_a_client_that_does_not_read_is_not_waited_for(relay: RelayProcess) -> None:
     """A hundred answers are more than the buffers of both sides hold."""
 
