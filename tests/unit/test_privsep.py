@@ -11,7 +11,8 @@ TEXT = (ROOT / "mep" / "PRIVSEP.md").read_text()
 NAMED = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 WHO = {
     "manager", "mapper", "user endpoint", "worker", "keeper, monitor, PAM process", "relay", "relay's TLS proxy",
-    "a person's token", "a local user", "a member of admin_group", "a callout", "an administrator's slip",
+    "an endpoint", "a stranger on the network", "a person's token", "a local user", "a member of admin_group",
+    "a callout", "an administrator's slip",
 }  # fmt: skip
 
 
