@@ -137,13 +137,18 @@ def _page(handler: Handler) -> Handler:
     return answered
 
 
+def cookie_name(issuer: str) -> str:
+    """Return the name of a login's cookie. With https no other host, and no clear-text request, can set `__Host-`."""
+    return f"__Host-{COOKIE}" if issuer.startswith("https:") else COOKIE
+
+
 def _begin(service: ApiContext, request: RawRequest, wanted: Wanted, user_code: str = "") -> Response:
     """Return the redirect to a login's first page, for this browser alone: its cookie is made if there is none."""
-    known = request.cookies.get(COOKIE, "")
+    known = request.cookies.get(cookie_name(service.issuer()), "")
     browser = known if _COOKIE.fullmatch(known) else secrets.token_urlsafe(24)
     flow = service.logins.begin(wanted, browser, network_of(request.address), user_code)
     answer, secure = redirect(_first_page(service, flow)), service.issuer().startswith("https:")
-    answer.set_cookie(COOKIE, browser, int(LOGIN_S), httponly=True, secure=secure)
+    answer.set_cookie(cookie_name(service.issuer()), browser, int(LOGIN_S), httponly=True, secure=secure)
     return answer
 
 
@@ -201,7 +206,7 @@ def _back(
 
 def _flow(service: ApiContext, request: RawRequest) -> Flow:
     values = request.form or request.query
-    return service.logins.find(values.get("flow", ""), request.cookies.get(COOKIE, ""))
+    return service.logins.find(values.get("flow", ""), request.cookies.get(cookie_name(service.issuer()), ""))
 
 
 def _client_name(service: ApiContext, flow: Flow) -> str:
@@ -231,7 +236,7 @@ async def to_provider(service: ApiContext, request: RawRequest) -> Response:
 @_page
 async def from_provider(service: ApiContext, request: RawRequest) -> Response:
     """GET /oauth/callback/PROVIDER: the browser comes back."""
-    name, browser = request.path["provider"], request.cookies.get(COOKIE, "")
+    name, browser = request.path["provider"], request.cookies.get(cookie_name(service.issuer()), "")
     flow = await service.logins.from_provider(name, request.query, browser, _callback(service, name))
     return redirect(f"/login/consent?flow={flow.handle}")
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from mep_wire.identity import Identity
+from relay.api.oauth import cookie_name
 from relay.auth.oauth import DEVICE_GRANT, AuthorizationServer, OAuthError, Wanted
 from relay.auth.people import People
 from relay.auth.provider import pkce_challenge
@@ -87,3 +88,9 @@ def test_a_login_that_ends_after_two_people_became_one_is_of_that_one() -> None:
     scene.change(lambda tx: tx.merge_accounts("other", "alice"))
     scene.token(**form)
     assert [one.account_id for one in scene.store.tokens("other", 10)] == ["other"]
+
+
+def test_a_logins_cookie_over_https_is_the_hosts_own() -> None:
+    """Browsers take `__Host-` from nothing but an https answer of the host itself, with Path=/ and no Domain."""
+    assert cookie_name("https://relay.example.edu") == "__Host-mep_login"
+    assert cookie_name("http://127.0.0.1:8650") == "mep_login"
