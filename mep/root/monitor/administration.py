@@ -297,6 +297,7 @@ class Administration(Part):
         finally:
             os.close(pidfd)
         one.draining = True
+        self._status.changed()
         return True
 
     # --- the configuration ------------------------------------------------------------------------------------

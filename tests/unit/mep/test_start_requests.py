@@ -15,7 +15,7 @@ from mep.boundary.memfd import sealed_memfd
 from mep.root.monitor.start import TABLE, Start, Starts, StartState, StartVerdict
 from mep.root.monitor.start_requests import StartRequests
 from mep.root.monitor.user_endpoints import TABLE as UEP_TABLE
-from mep.root.monitor.user_endpoints import UepEvent, UepPhase
+from mep.root.monitor.user_endpoints import RunningEndpoint, UepEvent, UepPhase
 from tests.support.monitor_parts import PaperKeepers, Parts, received
 
 IDS = [f"00000000-0000-4000-8000-{number:012}" for number in range(10)]
@@ -87,6 +87,13 @@ def test_the_tables_lead_to_an_end_and_not_out_of_it() -> None:
     lacking = {(phase, event) for phase in UepPhase for event in UepEvent} - set(UEP_TABLE)
     assert lacking == {(UepPhase.RUNNING, UepEvent.READY), (UepPhase.STOPPING, UepEvent.READY)}
     assert all(then is UepPhase.ENDED for (_, event), then in UEP_TABLE.items() if event is UepEvent.REPORTED)
+
+
+def test_a_user_endpoint_is_shown_as_draining_while_it_runs() -> None:
+    one = RunningEndpoint("uep", "alice", "c-1", 7, None, phase=UepPhase.RUNNING, draining=True)
+    assert one.public()["state"] == "draining"
+    one.take(UepEvent.STOP)
+    assert one.public()["state"] == "stopping"
 
 
 @pytest.mark.parametrize("state", [StartState.PARKED, StartState.IN_KEEPER, StartState.RECEIVED])
