@@ -14,6 +14,7 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +30,9 @@ IS_ROOT = os.geteuid() == 0
 for _number in (signal.SIGHUP, signal.SIGINT):
     if signal.getsignal(_number) is signal.SIG_IGN:  # a run in the background; what tests start would inherit it
         signal.signal(_number, signal.SIG_DFL if _number == signal.SIGHUP else signal.default_int_handler)
+# By itself hypothesis fails a test where one example takes 0.2 s, which it does on a busy host.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 _LEFT_OUT = pytest.StashKey[int]()
 _SLOWEST_FIRST = ("vm", "packages", "campaign", "faults", "acceptance", "privileged", "contract", "boundary")
 """Folders of tests, by how long a file takes; the others come after them."""

@@ -5,9 +5,13 @@ from __future__ import annotations
 import ast
 import asyncio
 import itertools
+import time
 from pathlib import Path
 
+import hypothesis
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.support.waiting import until, until_async
 
@@ -19,6 +23,12 @@ IN_WORKERS = {
     "tests/acceptance/test_wait_reasons.py": 1,
 }
 """Loops in functions that run where the tests' code is not."""
+
+
+@given(st.integers())
+@hypothesis.settings(max_examples=2)
+def test_an_example_may_take_long(_number: int) -> None:
+    time.sleep(0.3)  # hypothesis by itself allows 0.2 s
 
 
 def test_the_first_true_value_is_returned() -> None:
