@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mep.cli.render_request import RenderFor
 
 _FILE = click.Path(exists=True, dir_okay=False)
+_ANY = click.Path(allow_dash=True)
 
 
 @click.command(
@@ -77,11 +78,12 @@ def render(
 @click.command("render-user-config", hidden=True, short_help="As render, with Globus Compute's options.")
 @click.option("-e", "--endpoint", "name", metavar="NAME", shell_complete=complete_name, help="The endpoint.")
 @click.option("-t", "--template", type=_FILE, help="A template to use instead of the endpoint's.")
-@click.option("-o", "--user-options", "options", metavar="FILE", help="The options (`-`: standard input).")
+@click.option("-o", "--user-options", "options", type=_ANY, metavar="FILE", help="The options (`-`: standard input).")
 @click.option("-s", "--user-schema", "schema", type=_FILE, help="A schema to use instead of the endpoint's.")
-@click.option("--user-runtime", "runtime", metavar="FILE", help="The runtime (`-`: standard input).")
-@click.option("--parent-config", metavar="FILE", help="`parent_config`, in YAML, in place of the endpoint's.")
-@click.option("--mapped-identity", metavar="FILE", help="`mapped_identity`, in JSON, in place of the known one.")
+@click.option("--user-runtime", "runtime", type=_ANY, metavar="FILE", help="The runtime (`-`: standard input).")
+@click.option("--parent-config", type=_ANY, metavar="FILE", help="`parent_config`, in YAML, not the endpoint's.")
+@click.option("--mapped-identity", type=_ANY, metavar="FILE",
+              help="`mapped_identity`, in JSON, in place of the known one.")  # fmt: skip
 def render_user_config(
     name: str | None, template: str | None, options: str | None, schema: str | None, runtime: str | None,
     parent_config: str | None, mapped_identity: str | None,
