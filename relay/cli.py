@@ -91,6 +91,8 @@ def serve_command(where: Where, **options: Any) -> None:
     except (StateRefused, OSError) as error:
         taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
         hint = "; choose others with --port and --link-port" if taken else ""
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+            hint = f": make room for {state.directory}"
         raise click.ClickException(f"{error}{hint}") from error
 
 
