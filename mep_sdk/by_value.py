@@ -20,7 +20,7 @@ import cloudpickle
 from mep_sdk import classes_by_value, importable
 
 _HEAP_TYPE = 1 << 9
-"""Py_TPFLAGS_HEAPTYPE: a class that a Python statement made, whose instances can be made without arguments."""
+"""Py_TPFLAGS_HEAPTYPE: a class that a Python statement made; its instances can be made without arguments."""
 _SET_AGAIN = frozenset({"__wrapped__", "cache_parameters", "cache_info", "cache_clear"})
 
 
@@ -52,7 +52,7 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # cloudpickle has no 
 
 
 class LocalPickler(Pickler):
-    """The same, where what is not installed travels by value."""
+    """The same, but modules that are not installed travel by value."""
 
     local = True
 

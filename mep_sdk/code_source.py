@@ -2,7 +2,7 @@
 
 The text is the function's own, below empty functions and classes with the names of those that it is in. These bind the
 names of its closure, so that closures, `super()` and private names keep their meaning. Nothing else of the script goes
-along: what is around a function may hold a token. In the script each text is compiled at once: only one that gives the
+along: the code around a function may hold a token. In the script each text is compiled at once: only one that gives the
 same code object is used. That tells lambdas of one line apart, and finds a file that was changed since. Called by
 source_pickler and function_serializer.
 """

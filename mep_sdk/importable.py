@@ -75,7 +75,7 @@ lacking: set[str] = set()
 
 @functools.cache
 def _installed_under() -> tuple[str, ...]:
-    import sysconfig  # only scripts ask what is installed: workers are spared a megabyte
+    import sysconfig  # only scripts list installed packages: workers are spared a megabyte
     from pathlib import Path
 
     names = ("stdlib", "platstdlib", "purelib", "platlib")

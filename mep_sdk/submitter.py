@@ -96,7 +96,7 @@ class Item:
     function: Function
     payload: bytes
     depends_on: tuple[str, ...] = ()
-    """The ids of tasks that are to end first, whose results the relay is to add."""
+    """The ids of tasks that are to end first. The relay adds their results."""
     otherwise: Callable[[], None] | None = None
     """Called where the relay cannot do that."""
 
@@ -383,7 +383,7 @@ class Submitter:
                 listener.group_known()
 
     def _without_expired(self, groups: list[list[Item]], error: DataExpired) -> list[list[Item]]:
-        """Fail the tasks whose arguments the relay has dropped; return the others."""
+        """Fail the tasks that have lost their arguments at the relay; return the others."""
         needed = {id(item): digests_of(item.payload) for group in groups for item in group if is_data(item.payload)}
         missing = self.client.data.missing(itertools.chain.from_iterable(needed.values()))
         lost = {key for key, digests in needed.items() if missing.intersection(digests)}
@@ -557,7 +557,7 @@ class Submitter:
         self._looking_fails = None
 
     def _all_refused(self, error: MepError) -> None:
-        """Fail what is pending: the token is no longer good, though a stream that was opened with it may still be."""
+        """Fail all pending tasks: the token is no longer good, though a stream that was opened with it may still be."""
         log.warning("the relay refuses this script's token: its tasks are given up here: %s", error)
         with self._change:
             groups = list(self._listeners)

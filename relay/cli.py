@@ -249,7 +249,7 @@ def remove(username: str, where: Where) -> None:
 @click.argument("other")
 @state_option
 def link(username: str, other: str, where: Where) -> None:
-    """Make OTHER's identities the same person as USERNAME, whose account stays. Both have been added before.
+    """Make OTHER's identities the same person as USERNAME; that account stays. Both have been added before.
 
     \b
     Example:

@@ -48,7 +48,7 @@ class Periods:
 
 
 class ClockSteps:
-    """Notices that the host's clock was set ahead. A wrong clock would remove what is to be kept for days."""
+    """Notices that the host's clock was set ahead. A wrong clock would remove results that are to be kept for days."""
 
     def __init__(self, clock: Callable[[], float] = time.time, uptime: Callable[[], float] | None = None) -> None:
         self._clock, self._uptime = clock, uptime or (lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
@@ -125,7 +125,7 @@ class Sweeper:
         await self._do(lambda tx: tx.compact(COMPACT_PAGES))
 
     async def _tasks(self, ended_before: float, *, delivered: bool = False) -> None:
-        """Remove what has ended before this time, a page at a time, from the oldest end on."""
+        """Remove tasks that ended before this time, a page at a time, from the oldest end on."""
         after = 0
         while True:
             swept = await self._do(lambda tx, at=after: tx.sweep(ended_before, PAGE, after=at, delivered=delivered))  # type: ignore[misc]

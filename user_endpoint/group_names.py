@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MAX_NAMED = 512
-"""Groups whose names are looked up. Further ones get their number for a name."""
+"""So many groups are looked up by name. Further ones get their number for a name."""
 _MAX_NAME = 4096
 
 

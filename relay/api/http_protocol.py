@@ -24,7 +24,7 @@ HEAD_S = 30.0
 BODY_S = 600.0
 """How long a body may take to come (MAX_BODY_BYTES at a megabit a second)."""
 UNREAD_S = 600.0
-"""How long a client may take to read what is written already: as much as goes into the buffer at once."""
+"""How long a client may take to read the bytes in the buffer."""
 MAX_SENT_UNREAD = 1024 * 1024
 """Most bytes that the client of a WebSocket may send while the buffer for it is full."""
 

@@ -150,7 +150,7 @@ class ManagerHandlers:
 
     def explain(self, link: ManagerLink, message: messages.Explain) -> None:
         """The endpoint's administrator asks about a start or a task. A manager that asks more at a time than an honest
-        one ever does gets no answer to what is too much, as if the relay were slow."""
+        one ever does gets no answer to the rest, as if the relay were slow."""
         if len(link.questions) >= MAX_QUESTIONS:
             peer_log.warning("manager: it asks too much at a time", endpoint=link.endpoint_id, limit=MAX_QUESTIONS)
             return

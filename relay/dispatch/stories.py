@@ -132,7 +132,7 @@ class Explainer:
 
 
 def _clipped(text: str) -> str:
-    """Return a peer's words in bounds: what is made printable may be ten times as long."""
+    """Return a peer's words in bounds: escapes may make a text ten times as long."""
     return printable(text[:MAX_PUBLIC_TEXT])[:MAX_PUBLIC_TEXT]
 
 
@@ -141,7 +141,7 @@ def _lines(events: Iterable[StoryEvent]) -> list[StoryLine]:
 
 
 def _start_of(task: TaskRecord, events: Iterable[StoryEvent]) -> str:
-    """Return the correlation id of the start whose process ran the task; empty if none is known."""
+    """Return the correlation id of the start that made the task's process; empty if none is known."""
     starts = [one.correlation_id for one in events if one.uep_id and one.correlation_id and one.at <= task.started_at]
     return starts[-1] if starts else ""
 

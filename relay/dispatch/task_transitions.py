@@ -73,7 +73,7 @@ def record_lost_attempts(tx: Tx, uep_row: int, lost: Sequence[tuple[int, int]]) 
     """A user endpoint says that these attempts, by row, are lost, and the tasks may run again. Repeats count once."""
     attempts = dict(lost)
     told = tx.open_tasks_of(uep_row, list(attempts))
-    # A task whose attempt is counted already may have been sent again, but it does not run yet.
+    # A task may have been sent again after its attempt was counted, but it does not run yet.
     again = [t.row for t in told if t.attempts < attempts[t.row] or t.state is TaskState.DISPATCHED]
     tx.record_lost_attempts(uep_row, [(row, attempts[row]) for row in again])
     return requeue(tx, uep_row, again)

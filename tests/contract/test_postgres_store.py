@@ -401,7 +401,7 @@ def _fill(connection: psycopg.Connection[Any], **columns: str) -> None:
 
 @pytest.fixture(scope="module", params=FILLED)
 def filled(server: Postgres, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A database with no task, or with many, whose statistics the planner knows."""
+    """A database with no task, or with many, after ANALYZE."""
     with server.database() as url:
         PostgresStore(url).close()
         with psycopg.connect(url, autocommit=True) as connection:

@@ -64,7 +64,7 @@ class _Instrument:
         self._environment, self._template, self._count = environment, template, 0
 
     def visit(self, node: nodes.Node, around: frozenset[str]) -> None:
-        """Change `node` and what is in it. `around` are the variables of the decisions around it."""
+        """Change `node` and its content. `around` are the variables of the decisions around it."""
         inner = around
         if isinstance(node, nodes.If | nodes.CondExpr):
             test: Any = node.test  # jinja2 annotates that of `if` as any node

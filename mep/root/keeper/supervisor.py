@@ -1,6 +1,6 @@
 """The keeper's watch over one user endpoint, from exec until no descendant is left.
 
-`TABLE` has all that may happen to the process. The phase in which it ends decides what is told of its end. Trusts no
+`TABLE` has all that may happen to the process. The phase in which it ends decides the report of its end. Trusts no
 report of the user endpoint: a malformed one is dropped, texts are clipped, and the count is bounded. A report or an
 order without a row in the table changes nothing. Made and run by keeper.py.
 """

@@ -231,7 +231,7 @@ class Keepers(Part):
         self.account_checked(endpoint.uep_id)
 
     def ended(self, child: Child, message: m.UepEnded) -> None:
-        """Answer a start that failed, or report the end of a user endpoint whose start was answered."""
+        """Answer a start that failed; if it was answered already, report the user endpoint's end."""
         endpoint = self._endpoints[child.uep_id]
         if not endpoint.starts:
             self._report_end(endpoint, message.code, message.public, message.detail)

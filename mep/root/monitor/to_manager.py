@@ -18,7 +18,7 @@ from mep.root.monitor.user_endpoints import RunningEndpoint
 
 _MAX_UNTOLD = 4096
 _TOLD_AGAIN_S = 60.0
-"""Within this time a manager whose link is up has the relay's proof that it has read an end."""
+"""Within this time a manager with a link to the relay has proof that the relay has read an end."""
 
 
 class ToManager(Part):

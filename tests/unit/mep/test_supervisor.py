@@ -1,4 +1,4 @@
-"""The keeper's table of a user endpoint's life: each row, each pair without one, and what is told of each end."""
+"""The keeper's table of a user endpoint's life: each row, each pair without one, and the report of each end."""
 
 from __future__ import annotations
 

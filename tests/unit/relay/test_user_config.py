@@ -95,7 +95,7 @@ def test_a_configuration_that_has_passed_is_not_checked_again() -> None:
     asyncio.run(checks.check("e", schema, {"a": 1}))
     for _ in range(2):
         with pytest.raises(UserConfigInvalid):
-            asyncio.run(checks.check("f", schema, {"a": 4}))  # what has not passed is
+            asyncio.run(checks.check("f", schema, {"a": 4}))  # one that has not passed is checked
     for number in range(2 * MAX_PASSED):
         asyncio.run(checks.check("f", schema, {"a": -number}))
     assert len(checks._kept["f"].passed) <= MAX_PASSED

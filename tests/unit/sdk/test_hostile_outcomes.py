@@ -353,7 +353,7 @@ def contained(call: Any) -> Any:
 
 
 def run_here(function: Any) -> TaskOutcome:
-    """Run a function whose classes are known on both sides, as those of an installed package are."""
+    """Run a function with classes known on both sides, as those of an installed package are."""
     code = serialize_function(recurse)
     cache = {code: LoadedFunction(function, "function")}
     outcome = contained(lambda: run_task(code, serialize_arguments((), {}), max_result_bytes=LIMIT, cache=cache))

@@ -18,7 +18,7 @@ class _Watcher:
 
 
 class Executor(mep_sdk.Executor):
-    """MEP's Executor, whose futures raise the exceptions of tasks as TaskExecutionFailed too."""
+    """MEP's Executor. Its futures raise the exceptions of tasks as TaskExecutionFailed too."""
 
     _client_type = Client
 
