@@ -123,7 +123,7 @@ PARTS = (
     Part(
         "configuration, and the whole",
         (
-            "monitor/main", "monitor/__main__", "monitor/monitor", "monitor/reload", "boundary/resolved_config",
+            "monitor/main", "monitor/__main__", "boundary/lazy_inspect", "monitor/monitor", "monitor/reload", "boundary/resolved_config",
             "boundary/file_trust", "monitor/sd_notify",
         ),
         "local user: links, modes and ACLs on the way to a file that root trusts",

@@ -146,7 +146,7 @@ def test_a_result_waits_at_its_site_until_its_person_has_room(relay: RelayProces
     told = alice.task(task_id)
     assert told["status"] != "failed"
     assert told["reason"].startswith("A result waits at the site")
-    assert "0.6 MB here, of 1.0 MB" in told["reason"]
+    assert "0.6 MB of your 1.0 MB" in told["reason"]
 
     alice.ok("POST", "/v3/tasks/cancel", {"task_ids": [other]})
     assert alice.task(other)["status"] == "cancelled"  # which may be the one of the result

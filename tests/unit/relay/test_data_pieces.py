@@ -192,7 +192,7 @@ def test_a_piece_that_finds_no_room_is_sent_again_once_there_is_some(monkeypatch
         async with asyncio.timeout(60):
             while uep.no_room is None:  # noqa: ASYNC110 - it is for the test alone
                 await asyncio.sleep(0)
-        assert (uep.no_room.code, "1.0 MB here, of 2.0 MB" in uep.no_room.text) == ("STORAGE_FULL", True)
+        assert (uep.no_room.code, "1.0 MB of your 2.0 MB" in uep.no_room.text) == ("STORAGE_FULL", True)
         assert not site.sent
         site.room = True
         await asyncio.gather(*site.tasks)
