@@ -123,8 +123,8 @@ PARTS = (
     Part(
         "configuration, and the whole",
         (
-            "monitor/main", "monitor/__main__", "boundary/lazy_inspect", "monitor/monitor", "monitor/reload", "boundary/resolved_config",
-            "boundary/file_trust", "monitor/sd_notify",
+            "monitor/main", "monitor/__main__", "boundary/lazy_inspect", "monitor/monitor", "monitor/reload",
+            "boundary/resolved_config", "boundary/file_trust", "monitor/sd_notify",
         ),
         "local user: links, modes and ACLs on the way to a file that root trusts",
         "Only root may open the keys and the configuration. YAML is parsed by the resolver, a process that ends. "

@@ -60,7 +60,7 @@ class Rate:
         self._left = {one: (left, at) for one, (left, at) in self._left.items() if left + (now - at) * self._per_s < 0}
 
 
-class Places:
+class RequestSlots:
     """Room for `most` at once, of which one network may take `each`."""
 
     def __init__(self, most: int, each: int, what: str) -> None:
@@ -69,7 +69,7 @@ class Places:
 
     @contextmanager
     def one(self, network: str) -> Iterator[None]:
-        """Take a place. Raises RelayBusy where there is none."""
+        """Count one more. Raises RelayBusy at the limit."""
         if self._taken[network] >= self._each or self._taken.total() >= self._most:
             self._forget(network)
             raise RelayBusy(what=self._what)

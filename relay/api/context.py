@@ -19,7 +19,7 @@ from relay.auth.settings import PeopleSettings
 from relay.auth.tokens import TokenAuth
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.submissions import PersonLimits
-from relay.rate_limit import Places, Rate
+from relay.rate_limit import Rate, RequestSlots
 from relay.store.base import Store
 
 STRANGERS_PER_S = 20.0
@@ -63,7 +63,7 @@ class ApiContext:
     notes_delivery: bool = False
     """Whether results that were sent to their person are removed sooner than others."""
     readiness: Readiness = field(init=False)
-    streams: Places = field(default_factory=lambda: Places(MAX_STREAMS, MAX_STREAMS_OF_ONE, "stream"))
+    streams: RequestSlots = field(default_factory=lambda: RequestSlots(MAX_STREAMS, MAX_STREAMS_OF_ONE, "stream"))
     """Open result streams, by person."""
     requests: Rate = field(init=False)
     tasks: Rate = field(init=False)

@@ -20,7 +20,7 @@ from relay.auth.oauth import AuthorizationServer, Wanted, hashed
 from relay.auth.passwords import Passwords
 from relay.auth.people import People
 from relay.auth.provider import AuthRequest
-from relay.rate_limit import Places
+from relay.rate_limit import RequestSlots
 from relay.store.records import Caller
 
 LOGIN_S = 900.0
@@ -62,7 +62,7 @@ class Logins:
         """The handles of each network's logins, the oldest first."""
         password = people.settings.password
         self._passwords = Passwords(password) if password else None
-        self._codes = Places(MAX_CODES, MAX_CODES_EACH, "login")
+        self._codes = RequestSlots(MAX_CODES, MAX_CODES_EACH, "login")
 
     def begin(self, wanted: Wanted, browser: str, network: str, user_code: str = "") -> Flow:
         """Begin a login for the browser with this cookie.

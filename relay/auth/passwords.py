@@ -16,7 +16,7 @@ from mep_wire.errors import LoginFailed, ProviderUnavailable
 from mep_wire.identity import Identity
 from relay.auth.claims import Claimed, Subject, identity_id
 from relay.auth.settings import PasswordSettings
-from relay.rate_limit import Places
+from relay.rate_limit import RequestSlots
 from relay.store.records import Login
 
 DEADLINE_S = 30.0
@@ -37,7 +37,7 @@ class Passwords:
     def __init__(self, settings: PasswordSettings) -> None:
         self._settings = settings
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
-        self._places = Places(MAX_WAITING, MAX_WAITING_EACH, "login")
+        self._places = RequestSlots(MAX_WAITING, MAX_WAITING_EACH, "login")
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """Wrong passwords by account, and until when it waits."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from mep_wire.errors import IdentityUnusable, MepError, RelayBusy, TokenUnknown
 from relay.auth.fetch import Lane
 from relay.auth.tokens import token_hash
-from relay.rate_limit import Places, Rate
+from relay.rate_limit import Rate, RequestSlots
 from relay.store.records import Caller
 
 REFUSED_KEPT_S = 5.0
@@ -57,7 +57,7 @@ class TokenChecks:
         self._under_way: dict[bytes, asyncio.Task[Caller]] = {}
         self._new_here = Rate(NEW_PER_S, "new tokens")
         self._new = Rate(ALL_NEW_PER_S, "new tokens")
-        self._places = Places(MAX_NEW, MAX_NEW_EACH, "login")
+        self._places = RequestSlots(MAX_NEW, MAX_NEW_EACH, "login")
 
     async def caller(self, token: str, network: str) -> Caller:
         """Return the person with a provider's token; `network` is where it comes from.

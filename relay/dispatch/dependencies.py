@@ -45,23 +45,23 @@ def check(tx: Tx, owner: str, endpoint_id: str, tasks: Sequence[NewTask]) -> Non
     """Check what these tasks, which are about to be stored, wait for. Raises DependencyRefused."""
     new = {task.task_id for task in tasks}
     for task_id in (each for each in _awaited(tasks) if each not in new):
-        place = tx.task_place(task_id)
-        if place is None or place[1] != owner:
+        found = tx.task_owner(task_id)
+        if found is None or found[1] != owner:
             raise DependencyRefused(task_id=uuid_text(task_id), reason="you have no task of this id")
-        if place[2] != endpoint_id:
+        if found[2] != endpoint_id:
             raise DependencyRefused(task_id=uuid_text(task_id), reason="it is at another endpoint")
 
 
 def hold(tx: Tx, added: Added, tasks: Sequence[NewTask]) -> list[int]:
     """Hold the tasks just stored that wait for others; return the rows of these. A task that was there before never
     begins to wait for a later one: that could close a circle."""
-    places = {each: tx.task_place(each) for each in _awaited(tasks)}
+    known = {each: tx.task_owner(each) for each in _awaited(tasks)}
     waiting: defaultdict[tuple[bytes, ...], list[int]] = defaultdict(list)
     for row, task in zip(added.rows, tasks, strict=True):
         waiting[task.depends_on].append(row)
     awaited: dict[int, None] = {}
     for task_ids, rows in waiting.items():
-        on_rows = [place[0] for each in task_ids if (place := places[each]) is not None]
+        on_rows = [found[0] for each in task_ids if (found := known[each]) is not None]
         held = [row for row in rows if not (added.repeated and max(on_rows) > row)] if on_rows else []
         if held:
             tx.hold(held, on_rows)

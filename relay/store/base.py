@@ -166,7 +166,7 @@ class TaskTx(Protocol):
         IdConflict for a task id or group id that is taken by something else; then nothing is stored.
         """
 
-    def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
+    def task_owner(self, task_id: bytes) -> tuple[int, str, str] | None:
         """Return a task's row, its owner and its endpoint."""
 
     def hold(self, rows: Sequence[int], on_rows: Sequence[int]) -> None:

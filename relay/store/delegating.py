@@ -160,8 +160,8 @@ class DelegatingTx:
     ) -> Added:
         return self._tx.add_tasks(owner, group_id, uep_row, tasks, dispatched, now)
 
-    def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
-        return self._tx.task_place(task_id)
+    def task_owner(self, task_id: bytes) -> tuple[int, str, str] | None:
+        return self._tx.task_owner(task_id)
 
     def hold(self, rows: Sequence[int], on_rows: Sequence[int]) -> None:
         self._tx.hold(rows, on_rows)

@@ -593,8 +593,8 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
 
     # --- waiting for other tasks --------------------------------------------------------------------
 
-    def task_place(self, task_id: bytes) -> tuple[int, str, str] | None:
-        found: tuple[int, str, str] | None = self._db.execute(sql.TASK_PLACE, (task_id,)).fetchone()
+    def task_owner(self, task_id: bytes) -> tuple[int, str, str] | None:
+        found: tuple[int, str, str] | None = self._db.execute(sql.TASK_OWNER, (task_id,)).fetchone()
         return found
 
     def hold(self, rows: Sequence[int], on_rows: Sequence[int]) -> None:

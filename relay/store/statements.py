@@ -245,7 +245,7 @@ END_TASK = (
 # Tasks that wait for the same others have these as one set in `dependencies`, which `waits_for` names: ten thousand
 # tasks may wait for the same hundred. A task that is held waits still.
 
-TASK_PLACE = (
+TASK_OWNER = (
     "SELECT t.row, g.owner, u.endpoint_id FROM tasks t JOIN task_groups g ON g.group_row = t.group_row "
     "JOIN ueps u ON u.uep_row = t.uep_row WHERE t.task_id = ?"
 )

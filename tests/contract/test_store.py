@@ -1072,9 +1072,9 @@ def test_a_task_that_waits_on_costs_next_to_nothing(work: Work) -> None:
             asked.append(row)
             return super().dependencies(row)
 
-        def task_place(self, task_id: bytes) -> Any:
+        def task_owner(self, task_id: bytes) -> Any:
             asked.append(task_id)
-            return super().task_place(task_id)
+            return super().task_owner(task_id)
 
     one, two = waiting(work), waiting(work)
     tasks = [one, two, *(waiting(work, one.task_id, two.task_id) for _ in range(3))]

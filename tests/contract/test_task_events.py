@@ -287,5 +287,5 @@ def test_every_change_that_may_set_a_state_is_known_here() -> None:
         "drop_inputs",
     }
     questions = {"running_rows", "active_rows", "queued_again", "queued_doubtful", "queued_before", "open_tasks_of"}
-    questions |= {"cancelling", "decided_sets", "dependencies", "held_by", "is_awaited", "task_place"}
+    questions |= {"cancelling", "decided_sets", "dependencies", "held_by", "is_awaited", "task_owner"}
     assert {name for name in vars(TaskTx) if not name.startswith("_")} <= audited | silent | questions

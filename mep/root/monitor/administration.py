@@ -100,7 +100,7 @@ class Administration(Part):
     def show_restrictions(self, peer: AdminPeer, message: m.AdminRestrictions) -> None:
         """Send the drains and bans after the one that `message` names, whether that is still in force or not."""
         after = (message.local_user, message.kind)
-        found = sorted((one for one in self._restrictions.all if _place(one) > after), key=_place)
+        found = sorted((one for one in self._restrictions.all if _page_key(one) > after), key=_page_key)
         for restriction in found[: m.MAX_ADMIN_ROWS]:
             peer.send(_restriction_row(restriction))
         peer.send(m.AdminDone(len(self._restrictions), int(len(found) > m.MAX_ADMIN_ROWS), ""))
@@ -319,7 +319,7 @@ class Administration(Part):
         self._log.info("administrator's order", action=str(action), **who, **fields)
 
 
-def _place(one: Restriction) -> tuple[str, str]:
+def _page_key(one: Restriction) -> tuple[str, str]:
     return one.local_user, one.kind
 
 

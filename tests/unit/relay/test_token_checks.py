@@ -17,7 +17,7 @@ from relay.auth.people import People
 from relay.auth.provider import KEPT_S, NEW_KEYS_S, PAUSE_S, AuthRequest, Provider
 from relay.auth.settings import PeopleSettings, ProviderSettings
 from relay.auth.token_checks import FAMILIAR_S, INACTIVE_KEPT_S, NEW_PER_S, REFUSED_KEPT_S, TokenChecks
-from relay.rate_limit import BURST_S, Places
+from relay.rate_limit import BURST_S, RequestSlots
 from relay.store.records import Caller
 from relay.store.sqlite import SqliteStore
 
@@ -196,7 +196,7 @@ def test_a_token_that_was_good_and_is_refused_is_a_strangers_from_then_on() -> N
 
 
 def test_places_are_counted_by_network_and_given_back() -> None:
-    places = Places(3, 2, "login")
+    places = RequestSlots(3, 2, "login")
     with places.one("a"), places.one("a"):
         with pytest.raises(RelayBusy), places.one("a"):
             pass
