@@ -92,7 +92,7 @@ def drain(name: str, user: str | None, message: str, refuse: bool, as_json: bool
 
 @click.command(short_help="End a drain.", epilog=epilog("mep undrain site", "mep undrain site --user alice"))
 @name_argument
-@click.option("--user", metavar="USER", help="Only the drain of this account.")
+@click.option("--user", metavar="USER", help="End only the drain of this account.")
 @json_option
 def undrain(name: str, user: str | None, as_json: bool) -> None:
     """End a drain: let endpoint NAME start user endpoints again. The relay asks for waiting starts at once."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--relay", "relay_url", metavar="URL", envvar="MEP_RELAY_URL", show_envvar=True,
               help="The relay, https except on this machine.")  # fmt: skip
 @token_option
-@click.option("--new-id", is_flag=True, help="Register under a new id. Otherwise that of the directory is kept.")
+@click.option("--new-id", is_flag=True, help="Register under a new id instead of the one in the directory.")
 @click.option("--dry-run", is_flag=True, help="Only print what would become of each key and file.")
 @json_option
 def adopt(

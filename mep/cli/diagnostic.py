@@ -43,7 +43,7 @@ _LOGS = ("endpoint.log", "audit.log", "tasks.log")
 @click.option("-c", "--config-dir", type=click.Path(file_okay=False), metavar="DIR",
               help="Directory of the endpoints' directories.")  # fmt: skip
 @click.option("-l", "--endpoint-log-dirs", metavar="NAMES",
-              help="Only these endpoints, names or ids, with commas between them.")  # fmt: skip
+              help="Only these endpoints: names or ids, separated by commas.")  # fmt: skip
 @click.option("-r", "--recent-endpoints", type=click.IntRange(0), metavar="NUMBER",
               help="Only the endpoints with the newest logs.")  # fmt: skip
 @click.option("-e", "--endpoint-uuid", hidden=True, help="Ignored: `mep check` asks the relay without a task.")

@@ -61,7 +61,7 @@ def _tell_up(where: EndpointPaths, status: MonitorStatus, resolution: Resolution
 @name_argument
 @click.option("--detach", is_flag=True, help="Return once it is up, and leave it running.")
 @click.option("--debug", is_flag=True, help="Log more, as with `debug: true` in config.yaml.")
-@click.option("--endpoint-uuid", type=click.UUID, metavar="UUID", help="Refuse to start under another id than this.")
+@click.option("--endpoint-uuid", type=click.UUID, metavar="UUID", help="Refuse to start under any other id.")
 @json_option
 def start(name: str, detach: bool, debug: bool, endpoint_uuid: UUID | None, as_json: bool) -> None:
     """Start endpoint NAME, in the foreground unless --detach is given."""

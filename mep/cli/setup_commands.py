@@ -58,7 +58,7 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 @click.option(
     "--manager-account",
     metavar="ACCOUNT",
-    help="An existing account for the manager, in place of one made for this endpoint; with --multi-user.",
+    help="An existing account for the manager, instead of a new one for this endpoint; with --multi-user.",
 )
 @click.option("--mapper-account", metavar="ACCOUNT", help="The same for the mapper.")
 @click.option("--contact-email", metavar="ADDRESS", help="The administrators' address (`email`).")
@@ -70,8 +70,8 @@ def _help_config(ctx: click.Context, _param: click.Parameter, value: bool) -> No
 @click.option("--schema-config", type=_FILE, help="A user_config_schema.json to use instead of the default.")
 @click.option("--user-env-config", type=_FILE, help="A user_environment.yaml to use instead of the default.")
 @click.option("--id-mapping-config", type=_FILE, help="An identity_mapping.json to use; with --multi-user.")
-@click.option("--allowed-domains", metavar="DOMAINS", help="Only people of these domains, with commas between them.")
-@click.option("--excluded-domains", metavar="DOMAINS", help="No people of these domains.")
+@click.option("--allowed-domains", metavar="DOMAINS", help="Admit only people of these domains, separated by commas.")
+@click.option("--excluded-domains", metavar="DOMAINS", help="Admit no people of these domains.")
 @globus_policy_options
 @click.option("--help-config", is_flag=True, is_eager=True, expose_value=False, callback=_help_config,
               help="List the keys of config.yaml and exit.")  # fmt: skip

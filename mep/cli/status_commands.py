@@ -78,8 +78,8 @@ def status(ctx: click.Context, name: str, wide: bool, as_json: bool) -> None:
 )
 @name_argument
 @click.option("--interval", "interval_s", type=click.FloatRange(min=0.2), default=TOP_INTERVAL_S, show_default=True,
-              metavar="SECONDS", help="Seconds between two looks.")  # fmt: skip
-@click.option("--count", type=click.IntRange(min=1), metavar="NUMBER", help="End after so many looks.")
+              metavar="SECONDS", help="Seconds between two refreshes.")  # fmt: skip
+@click.option("--count", type=click.IntRange(min=1), metavar="NUMBER", help="End after this many refreshes.")
 @click.option("-w", "--wide", is_flag=True, help="Don't fit the text to the terminal's width.")
 @json_option
 def top(name: str, interval_s: float, count: int | None, wide: bool, as_json: bool) -> None:

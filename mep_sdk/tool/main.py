@@ -111,7 +111,7 @@ def _add_logins(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def _add_endpoints(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     listed = _command(commands, "endpoints", "endpoints:endpoints", "List endpoints.", "mep-sdk endpoints --mine")
-    listed.add_argument("--mine", action="store_true", help="your own only, without those that are open to all")
+    listed.add_argument("--mine", action="store_true", help="only your own, without the ones that are open to all")
     described = _command(
         commands,
         "describe",
@@ -145,11 +145,11 @@ def _add_tasks(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     shown.add_argument("--progress", action="store_true", help="say where the task is, also without a terminal")
     shown.add_argument("--quiet", action="store_true", help="do not say where the task is")
     listed = _command(commands, "tasks", "tasks:tasks", "List your tasks.", "mep-sdk tasks --state pending --since 2h")
-    listed.add_argument("--state", metavar="WORDS", help="pending, ended, or the relay's words, with commas")
+    listed.add_argument("--state", metavar="WORDS", help="pending, ended, or the relay's words, separated by commas")
     listed.add_argument("--since", metavar="WHEN", help="90s, 30m, 2h, 7d, or a date such as 2026-11-30T08:00")
-    listed.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    listed.add_argument("--limit", type=_count, default=100, metavar="N", help="list at most N (default: %(default)s)")
     groups = _command(commands, "groups", "tasks:groups", "List your task groups.", "mep-sdk groups --limit 10")
-    groups.add_argument("--limit", type=_count, default=100, metavar="N", help="at most so many (default: %(default)s)")
+    groups.add_argument("--limit", type=_count, default=100, metavar="N", help="list at most N (default: %(default)s)")
     for name, text in (("result", "Print the results of tasks."), ("cancel", "Cancel tasks, waiting or running.")):
         made = _command(commands, name, f"tasks:{name}", text, f"mep-sdk {name} TASK_ID")
         made.add_argument("ids", nargs="*", metavar="TASK_ID", help="ids of tasks")
