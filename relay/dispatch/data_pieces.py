@@ -154,7 +154,8 @@ class DataPieces:
             await self.store(uep.record.account_id, digest, message.data, uep.row)
             uep.no_room = None
         except StorageFull as error:
-            del message  # its bytes come again
+            error.__traceback__ = None
+            del message  # with its bytes, which the frames held too: they come again
             code, text = RelayUnavailable.code, error.text
             self._has_no_room(uep, error)
             await self._room(uep, peer, size + CHUNK_ROW_BYTES)

@@ -205,6 +205,29 @@ def test_a_piece_that_finds_no_room_is_sent_again_once_there_is_some(monkeypatch
     asyncio.run(scene())
 
 
+def test_the_bytes_of_a_piece_are_not_held_while_it_finds_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_pieces, "LOOK_S", 0.0001)
+    freed: list[bool] = []
+
+    class Bytes(bytes):
+        def __del__(self) -> None:
+            freed.append(True)
+
+    async def scene() -> None:
+        site = Site()
+        site.room = False
+        uep = site.uep(1)
+        site.pieces.take(uep, messages.StorePiece(digest=b"d" * 32, data=Bytes(b"data")))
+        async with asyncio.timeout(60):
+            while uep.no_room is None:  # noqa: ASYNC110 - it is for the test alone
+                await asyncio.sleep(0)
+        assert (freed, site.sent) == ([True], [])
+        site.room = True
+        await asyncio.gather(*site.tasks)
+
+    asyncio.run(scene())
+
+
 def test_a_user_endpoint_is_answered_though_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_pieces, "LOOK_S", 0.0001)
     monkeypatch.setattr(data_pieces, "FULL_S", 0.001)
