@@ -45,9 +45,9 @@ RETRY_S = 1.0
 DOUBT_S = 10.0
 """How long changes wait to hear whether their transaction was committed."""
 SERVE_LOCK = 0x6D65702D72656C61
+"""The advisory lock that only one server may hold in a database ("mep-rela" in ASCII)."""
 SERVE_LOCK_S = 5.0
 """How long a relay that starts waits for it: the database may not have noticed yet that the one before has ended."""
-"""The advisory lock that only one server may hold in a database ("mep-rela" in ASCII)."""
 PLANNER = (
     # Every query about tasks has an index. Left the choice, EXISTS over an empty queue would read all ended tasks.
     # The same goes for a table of functions or groups, of which a task needs one row.
@@ -379,7 +379,10 @@ VERSIONS = "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KE
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the database to the newest version, each step in a transaction. Raises StateTooNew, sqlite3.Error."""
+    """Bring the database to the newest version, each step in a transaction. Raises StateTooNew, sqlite3.Error.
+
+    A step may take as long as it needs: one that reads millions of tasks would be cut off at each start.
+    """
     connection.execute("SELECT pg_advisory_lock(?)", (SERVE_LOCK + 1,))
     try:
         version = schema_version(connection)
@@ -387,7 +390,8 @@ def migrate(connection: Connection) -> None:
             raise StateTooNew.versions(version, len(MIGRATIONS))
         for number in range(version + 1, len(MIGRATIONS) + 1):
             note = f"INSERT INTO schema_version VALUES ({number})"  # noqa: S608 - a number
-            connection.flush("BEGIN", postgres_sql.schema(number).strip().rstrip(";"), VERSIONS, note, "COMMIT")
+            script = postgres_sql.schema(number).strip().rstrip(";")
+            connection.flush("BEGIN", "SET LOCAL statement_timeout = 0", script, VERSIONS, note, "COMMIT")
     except sqlite3.Error:
         connection.roll_back()
         raise

@@ -86,6 +86,18 @@ def test_a_schema_of_a_newer_relay_is_refused(url: str) -> None:
         PostgresStore(url)
 
 
+def test_a_step_of_the_schema_may_take_longer_than_a_statement(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a step reads every task: a relay with many would be refused its database at each start."""
+    monkeypatch.setattr(module, "MIGRATIONS", ("",))
+    monkeypatch.setattr(postgres_sql, "MIGRATIONS", ("SELECT pg_sleep(0.3);",))
+    opened = module.Connection(lambda: module.connect(url, seconds=0.1))
+    opened.open()
+    module.migrate(opened)
+    assert module.schema_version(opened) == 1
+    assert opened.execute("SHOW statement_timeout").fetchone() == ("100ms",)
+    opened.close()
+
+
 def test_one_server_alone_may_serve_a_database(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, command = PostgresStore(url, for_server=True), PostgresStore(url)
     with monkeypatch.context() as patched, pytest.raises(Exception, match="another mep-relay serves"):
