@@ -36,7 +36,36 @@ _LOOPBACK = ("127.", "::1")
 _BAD_REQUEST = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
-class BoundedConnection(HttpToolsProtocol):
+class _ReadInTime(asyncio.Protocol):
+    """A connection that ends if its client leaves the buffer full for UNREAD_S."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    _unread: asyncio.TimerHandle | None = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        self._is_read()
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The buffer is full: the client must read."""
+        super().pause_writing()
+        self._is_read()
+        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)  # close() would wait for it to read
+
+    def resume_writing(self) -> None:
+        """The client has read."""
+        super().resume_writing()
+        self._is_read()
+
+    def _is_read(self) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+
+class BoundedConnection(_ReadInTime, HttpToolsProtocol):
     """uvicorn's connection, within bounds."""
 
     _from: ClassVar[Counter[str]] = Counter()
@@ -47,7 +76,6 @@ class BoundedConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self._in_head, self._head_bytes = True, 0
         self._deadline: asyncio.TimerHandle | None = None
-        self._unread: asyncio.TimerHandle | None = None
 
     def _allow(self, seconds: float | None) -> None:
         """Set the time by which the next stage must be reached; None for any."""
@@ -77,7 +105,6 @@ class BoundedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
         self._allow(None)
-        self._is_read()
         self._uncount()
         super().connection_lost(exc)
 
@@ -85,22 +112,6 @@ class BoundedConnection(HttpToolsProtocol):
         self._from[self._address] -= 1
         if not self._from[self._address]:
             del self._from[self._address]
-
-    def pause_writing(self) -> None:
-        """The buffer is full: the client must read."""
-        super().pause_writing()
-        self._is_read()
-        self._unread = self.loop.call_later(UNREAD_S, self.transport.abort)  # close() would wait for it to read
-
-    def resume_writing(self) -> None:
-        """The client has read."""
-        super().resume_writing()
-        self._is_read()
-
-    def _is_read(self) -> None:
-        if self._unread is not None:
-            self._unread.cancel()
-            self._unread = None
 
     def data_received(self, data: bytes) -> None:
         """Parse the received bytes, and close the connection if the head is too long."""
@@ -134,9 +145,12 @@ class BoundedConnection(HttpToolsProtocol):
         super().on_message_complete()
 
 
-class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """uvicorn's WebSocket. Its connection ends if its handshake can't be read, and if its client sends but does not
-    read: the library answers each ping at once, whether or not the answers before have left."""
+class BoundedWebSocket(_ReadInTime, WebSocketsSansIOProtocol):
+    """uvicorn's WebSocket. Its connection ends if its handshake can't be read, and if its client does not read.
+
+    A client that sends all the same is cut off soon: the library answers each ping at once, whether or not the answers
+    before have left.
+    """
 
     _sent_unread = 0
 

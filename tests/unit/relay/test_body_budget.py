@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import ExitStack, suppress
 from typing import Any, cast
 
 import pytest
 from starlette.requests import ClientDisconnect
+from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from mep_wire.errors import RelayBusy
 from mep_wire.limits import MAX_BODY_BYTES
 from relay.api import http_protocol
 from relay.api.body_budget import BodyBudget
 from relay.api.http import BytesResponse
-from relay.api.http_protocol import BoundedConnection
+from relay.api.http_protocol import BoundedConnection, BoundedWebSocket
 
 
 def test_one_person_holds_so_much_and_everybody_together_so_much() -> None:
@@ -118,3 +121,35 @@ def test_one_address_has_so_many_connections_and_this_host_any_number(monkeypatc
     first.connection_lost(None)
     assert connect("192.0.2.7")[1]  # the refused one has not heard of its end yet
     BoundedConnection._from.clear()
+
+
+@pytest.mark.parametrize("pings", [False, True])
+def test_a_result_stream_that_is_not_read_is_cut(monkeypatch: pytest.MonkeyPatch, *, pings: bool) -> None:
+    """The end of the stream alone would not do: its connection closes once the client has read all that was sent."""
+    monkeypatch.setattr(http_protocol, "UNREAD_S", 0.5)
+    lost = asyncio.Event()
+
+    class Watched(BoundedWebSocket):
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            lost.set()
+
+    async def app(_scope: Any, _receive: Any, send: Any) -> None:
+        await send({"type": "websocket.accept"})
+        while True:
+            await send({"type": "websocket.send", "bytes": bytes(1 << 20)})
+
+    async def scene() -> None:
+        soon = 0.1 if pings else None
+        config = Config(app, ws=Watched, log_config=None, ws_ping_interval=soon, ws_ping_timeout=soon)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Watched(config, ServerState(), {}), "127.0.0.1", 0)
+        with socket.create_connection(server.sockets[0].getsockname()) as client:
+            client.sendall(
+                b"GET /v3/stream HTTP/1.1\r\nHost: relay\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            )
+            await asyncio.wait_for(lost.wait(), 60)
+        server.close()
+
+    asyncio.run(scene())
