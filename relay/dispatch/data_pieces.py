@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from mep_wire import codec, messages
@@ -158,7 +159,8 @@ class DataPieces:
             del message  # with its bytes, which the frames held too: they come again
             code, text = RelayUnavailable.code, error.text
             self._has_no_room(uep, error)
-            await self._room(uep, peer, size + CHUNK_ROW_BYTES)
+            with suppress(RelayUnavailable):  # the store cannot be read: the piece comes again all the same
+                await self._room(uep, peer, size + CHUNK_ROW_BYTES)
         except MepError as error:
             self._log("a piece of a result cannot be stored", uep, error)
             code, text = error.code, error.text

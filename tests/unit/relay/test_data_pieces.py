@@ -13,7 +13,7 @@ from typing import Any, cast
 import pytest
 
 from mep_wire import codec, messages
-from mep_wire.errors import BodyInvalid, LinkMessageInvalid, StorageFull
+from mep_wire.errors import BodyInvalid, LinkMessageInvalid, RelayUnavailable, StorageFull
 from mep_wire.limits import MAX_PIECES, MAX_PIECES_WANTED
 from relay.api import data
 from relay.dispatch import data_pieces, payloads
@@ -224,6 +224,26 @@ def test_the_bytes_of_a_piece_are_not_held_while_it_finds_no_room(monkeypatch: p
         assert (freed, site.sent) == ([True], [])
         site.room = True
         await asyncio.gather(*site.tasks)
+
+    asyncio.run(scene())
+
+
+def test_a_piece_that_finds_no_room_is_answered_though_the_store_cannot_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A user endpoint sends it again after an answer, or on another link."""
+    monkeypatch.setattr(data_pieces, "LOOK_S", 0.0001)
+
+    class Away(Site):
+        def has_room(self, owner: str, more: int) -> bool:
+            raise RelayUnavailable(reason="its database is away")
+
+    async def scene() -> None:
+        site = Away()
+        site.room = False
+        site.pieces.take(site.uep(1), messages.StorePiece(digest=b"d" * 32, data=b"data"))
+        await asyncio.gather(*site.tasks, return_exceptions=True)
+        assert [told.code for _, told in site.stored] == ["RELAY_UNAVAILABLE"]
 
     asyncio.run(scene())
 
