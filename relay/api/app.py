@@ -106,7 +106,7 @@ class App:
             return await self._raw(route, asked)
         caller, key = await self._caller(route, asked), _key(route, asked)
         values = tuple(map(_id, asked.path_params.values()))
-        query = {name: asked.query_params[name] for name in route.query if name in asked.query_params}
+        query = {name: given[0] for name in route.query if (given := asked.query_params.getlist(name))}
         request = Request(caller, values, query, None, http.wants_packed(asked), key)
         if route.text:
             return Response(await route.handler(self._service, request), media_type=http.TEXT)

@@ -118,6 +118,17 @@ def test_a_request_reaches_its_own_route_of_the_table_and_others_none() -> None:
     assert asyncio.run(served("HEAD", "/healthz"))[0].method == "GET"
 
 
+def test_the_first_of_two_values_of_a_query_counts() -> None:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/v2/version", "headers": []}
+    asyncio.run(App(cast("Any", None))(scope | {"query_string": b"service=all&service=x"}, cast("Any", None), send))
+    assert b"min_sdk_version" in sent[1]["body"]
+
+
 def test_the_specification_is_made_once() -> None:
     """It takes 60 ms, in which the relay does nothing else, and anybody may ask for it without a token."""
     ask: Any = openapi
