@@ -743,7 +743,7 @@ class SqliteTx(_AccountTx, _DocumentTx, _RegistryTx, _SweepTx, _TaskEventTx):
         self._db.executemany(sql.ADD_BYTES, [(-size, group) for _, _, _, group, size, *_ in old])
         self._db.executemany(sql.DROP_SET, [(waits, waits) for waits in {one[5] for one in old} - {0, None}])
         self._leave_chunks({name for *_, result, arguments in old for name in (result, arguments)})
-        more = len(page) == limit and page[-1][2] < ended_before
+        more = len(page) == limit and not ended_before <= page[-1][2] <= time.time()  # the clock may have been ahead
         return Swept(count=len(old), last=page[-1][0] if more else 0)
 
     def _leave_chunks(self, names: set[str]) -> None:

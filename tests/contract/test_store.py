@@ -1141,6 +1141,19 @@ def test_a_sweep_goes_on_behind_what_must_stay(work: Work) -> None:
     assert do(work.store, lambda tx: tx.sweep(until, 2, after=page.last)).last == 0
 
 
+def test_a_sweep_goes_on_behind_ends_of_a_clock_that_was_ahead(work: Work) -> None:
+    rows, ahead = work.add(work.new(5)), time.time() + 1e6
+    endings = [
+        TaskEnding(row=row, state=S.SUCCESS, stored_at=at)
+        for row, at in zip(rows, (ahead, ahead, 1.0, time.time(), 1.0), strict=True)
+    ]
+    do(work.store, lambda tx: tx.record_endings(work.uep.row, endings))
+    page = do(work.store, lambda tx: tx.sweep(2.0, 2))
+    assert (page.count, bool(page.last)) == (0, True)
+    page = do(work.store, lambda tx: tx.sweep(2.0, 2, after=page.last))
+    assert (page.count, page.last) == (1, 0)  # what comes after a young end is younger
+
+
 def test_a_result_stays_while_a_task_waits_for_it(work: Work) -> None:
     one, two = waiting(work), waiting(work)
     (row, later, held) = stored(work, one, two, waiting(work, one.task_id, two.task_id))
