@@ -63,15 +63,15 @@ class QueueDeadlines:
         self._live.run(self._expire())
 
     async def _expire(self) -> None:
-        pause = STORE_RETRY_S
+        following: float | None = time.time()
+        pause = STORE_RETRY_S  # after a failure, also of the last read
         try:
             while late := self._live.store.overdue(time.time(), PAGE):
                 await self._end(late)
-            pause = 0.0
+            following, pause = self._live.store.next_deadline(), 0.0
         except RelayUnavailable as error:
             logger.error("deadlines: not looked at", reason=error, detail=error.detail)
         finally:
-            following = self._live.store.next_deadline()
             if following is not None:
                 self._wait_for(following, at_least_s=pause)
 

@@ -9,18 +9,19 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from mep_wire import codec, messages
-from mep_wire.errors import TaskExpired, UserEndpointSilent
+from mep_wire.errors import RelayUnavailable, TaskExpired, UserEndpointSilent
 from mep_wire.identity import Identity
 from mep_wire.ids import uuid7
 from mep_wire.states import TaskState, UepState
 from mep_wire.waits import Wait
 from relay import retention
-from relay.dispatch import dispatcher, start_requests, task_delivery
+from relay.dispatch import deadlines, dispatcher, start_requests, task_delivery
 from relay.dispatch.dispatcher import Dispatcher
 from relay.dispatch.live_state import ManagerLink, Uep
 from relay.dispatch.submissions import PersonLimits
@@ -209,6 +210,33 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
         assert not scene.uep.has_queued
         await asyncio.gather(sweeper, return_exceptions=True)
         assert scene.dispatcher.live.ueps == {}
+
+    asyncio.run(run())
+
+
+def test_deadlines_are_looked_at_again_once_the_store_can_be_read(monkeypatch: Any) -> None:
+    monkeypatch.setattr(deadlines, "STORE_RETRY_S", 0.01)
+
+    def away(*_: Any) -> Any:
+        raise RelayUnavailable(reason="its database is away")
+
+    async def run() -> None:
+        scene = Scene()
+        late = msgspec.structs.replace(scene.task, task_id=uuid7().bytes, deadline=time.time())
+        scene.do(lambda tx: tx.add_tasks("a", "g", scene.uep.row, [late], 0, time.time()))
+        group = scene.store.group("g")
+        assert group is not None
+        heard = scene.dispatcher.streams.join(group.row)
+        failed = asyncio.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(scene.store, "overdue", away)
+            patch.setattr(scene.store, "next_deadline", away)
+            patch.setattr(deadlines.logger, "error", lambda *_, **__: failed.set())
+            queue = deadlines.QueueDeadlines(scene.dispatcher.live, scene.dispatcher.delivery)
+            queue.expect(late.deadline)
+            await asyncio.wait_for(failed.wait(), 5)
+        await asyncio.wait_for(heard.wait(), 5)
+        assert scene.store.tasks([late.task_id])[0].state is TaskState.EXPIRED
 
     asyncio.run(run())
 
