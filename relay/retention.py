@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mep_wire.errors import RelayUnavailable
 from relay.dispatch.dispatcher import Dispatcher
-from relay.dispatch.live_state import durable
+from relay.dispatch.live_state import durable, repeat
 from relay.log import logger
 from relay.store.base import Store, Tx
 
@@ -81,15 +80,8 @@ class Sweeper:
 
     async def run(self) -> None:
         """Sweep for ever."""
-        await asyncio.gather(self._for_ever(self.ended, INTERVAL_S), self._for_ever(self.inputs, INPUTS_INTERVAL_S))
-
-    async def _for_ever(self, step: Callable[[], object], interval_s: float) -> None:
-        while True:
-            await asyncio.sleep(interval_s)
-            try:
-                await step()  # type: ignore[misc]  # both are coroutine functions
-            except RelayUnavailable as error:  # the disk may be full, and this makes room once it can be written
-                logger.error("old records stay", reason=error, detail=error.detail)
+        what = "old records stay"  # the disk may be full, and this makes room once it can be written
+        await asyncio.gather(repeat(self.ended, INTERVAL_S, what), repeat(self.inputs, INPUTS_INTERVAL_S, what))
 
     async def _do(self, change: Callable[[Tx], T]) -> T:
         return await durable(self._store.submit(change))

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from mep_wire.api import SubmitBody
-from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict, MepError, RelayUnavailable
+from mep_wire.errors import ActionNotFinished, ActionNotFound, BodyInvalid, IdConflict, MepError
 from mep_wire.ids import canonical_json, uuid_text
 from mep_wire.json_frames import json_arguments, json_result
 from mep_wire.limits import MAX_TASKS_PER_SUBMIT
@@ -29,8 +29,7 @@ from relay.api.context import ApiContext
 from relay.api.http import Request
 from relay.api.people_bodies import RunBody
 from relay.auth.claims import open_identities
-from relay.dispatch.live_state import durable
-from relay.log import logger
+from relay.dispatch.live_state import durable, repeat
 from relay.store.base import Store, Tx
 from relay.store.records import Caller, Document, TaskBrief, TaskRecord
 
@@ -286,12 +285,7 @@ def _has_ended(action: _Action, found: list[TaskBrief], now: float) -> bool:
 
 async def sweep_for_ever(store: Store) -> None:
     """Release the actions that are due, now and then."""
-    while True:
-        await asyncio.sleep(SWEEP_EVERY_S)
-        try:
-            await sweep(store, time.time())
-        except RelayUnavailable as error:
-            logger.error("old actions stay", reason=error, detail=error.detail)
+    await repeat(lambda: sweep(store, time.time()), SWEEP_EVERY_S, "old actions stay")
 
 
 async def sweep(store: Store, now: float) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -306,6 +306,18 @@ async def durable(future: Future[T]) -> T:
         future.add_done_callback(lambda _: loop.call_soon_threadsafe(_wake, waiter))
         await waiter
     return future.result()
+
+
+async def repeat(step: Callable[[], Awaitable[object]], interval_s: float, failed: str) -> None:
+    """Do `step` for ever, after pauses. Whatever its failure, it is logged as `failed`, and ends none after it."""
+    log = RateLimitedLog()
+    while True:
+        await asyncio.sleep(interval_s)
+        (error,) = await asyncio.gather(step(), return_exceptions=True)
+        if isinstance(error, RelayUnavailable):
+            log.error(failed, reason=error, detail=error.detail)
+        elif isinstance(error, Exception):
+            log.error(failed, exc_info=error)
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:

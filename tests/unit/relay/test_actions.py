@@ -95,6 +95,26 @@ def test_a_sweep_reads_every_page(monkeypatch: pytest.MonkeyPatch) -> None:
     assert scene.store.documents(actions.KIND) == []
 
 
+def test_a_sweep_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actions, "SWEEP_EVERY_S", 0.0)
+    swept = asyncio.Event()
+
+    async def sweep(_store: Any, _now: float) -> None:
+        monkeypatch.setattr(actions, "sweep", second)
+        raise LookupError("nobody foresaw this")
+
+    async def second(_store: Any, _now: float) -> None:
+        swept.set()
+
+    async def run() -> None:
+        monkeypatch.setattr(actions, "sweep", sweep)
+        sweeper = asyncio.create_task(actions.sweep_for_ever(SqliteStore(None)))
+        await asyncio.wait_for(swept.wait(), 5)
+        sweeper.cancel()
+
+    asyncio.run(run())
+
+
 def test_a_large_action_is_read_a_few_tasks_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ten thousand tasks read at once would hold up all other requests."""
     scene = Scene(OLD_S, "PT1M", tasks=10 * READ_PAGE)
