@@ -37,7 +37,7 @@ class Passwords:
     def __init__(self, settings: PasswordSettings) -> None:
         self._settings = settings
         self._room = asyncio.Semaphore(MAX_AT_ONCE)
-        self._places = RequestSlots(MAX_WAITING, MAX_WAITING_EACH, "login")
+        self._slots = RequestSlots(MAX_WAITING, MAX_WAITING_EACH, "login")
         self._wrong: OrderedDict[str, tuple[int, float]] = OrderedDict()
         """Wrong passwords by account, and until when it waits."""
 
@@ -47,7 +47,7 @@ class Passwords:
         if not _USER.fullmatch(user) or not 0 < len(password) <= MAX_PASSWORD or "\0" in password:
             raise LoginFailed(provider=name, reason="the name or the password is wrong")
         self._check_pause(user)
-        with self._places.one(network):
+        with self._slots.one(network):
             async with self._room:
                 right = await self._try(user, password)
         if not right:

@@ -57,7 +57,7 @@ class TokenChecks:
         self._under_way: dict[bytes, asyncio.Task[Caller]] = {}
         self._new_here = Rate(NEW_PER_S, "new tokens")
         self._new = Rate(ALL_NEW_PER_S, "new tokens")
-        self._places = RequestSlots(MAX_NEW, MAX_NEW_EACH, "login")
+        self._slots = RequestSlots(MAX_NEW, MAX_NEW_EACH, "login")
 
     async def caller(self, token: str, network: str) -> Caller:
         """Return the person with a provider's token; `network` is where it comes from.
@@ -74,7 +74,7 @@ class TokenChecks:
             raise _again(refused[1])
         if good is not None and now < good.seen + FAMILIAR_S:
             return await self._look(key, token, Lane.KNOWN)
-        with self._places.one(network):
+        with self._slots.one(network):
             if key not in self._under_way:
                 self._new_here.spend(network)
                 self._new.spend("")

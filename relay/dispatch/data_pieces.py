@@ -43,7 +43,7 @@ KEEP_S = 24 * 3600.0
 FULL_S = 300.0
 """How long a user endpoint waits for the answer to a piece that its person's quota has no room for."""
 LOOK_S = 5.0
-WAITS_FOR_ROOM = "A result waits at the site until you have room for it here, and it may be that of this task. {reason}"
+WAITS_FOR_ROOM = "A result of yours, perhaps this task's, waits at the site until you have room for it here. {reason}"
 _DIGEST_BYTES = 32
 _AT_ONCE = 16
 """Pieces that are read for user endpoints at a time. Those of a link that takes nothing just now do not count."""

@@ -145,7 +145,7 @@ def test_a_result_waits_at_its_site_until_its_person_has_room(relay: RelayProces
     until("the reason", lambda: alice.task(task_id).get("code") == "STORAGE_FULL")
     told = alice.task(task_id)
     assert told["status"] != "failed"
-    assert told["reason"].startswith("A result waits at the site")
+    assert told["reason"].startswith("A result of yours, perhaps this task's, waits at the site")
     assert "0.6 MB of your 1.0 MB" in told["reason"]
 
     alice.ok("POST", "/v3/tasks/cancel", {"task_ids": [other]})
