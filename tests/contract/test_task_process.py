@@ -159,7 +159,6 @@ def change(what: str) -> int:
     import logging
     import multiprocessing
     import os
-    import pathlib
     import resource
     import signal
     import socket
@@ -222,7 +221,7 @@ def change(what: str) -> int:
         "priority of disks": lambda: libc.syscall(251, 1, 0, (3 << 13) | 7) if AMD64 else None,
         "handler in C": lambda: libc.signal(signal.SIGUSR1, ctypes.c_void_p(1)),
         "group": lambda: os.setpgid(0, os.getpgid(os.getppid())),
-        "oom": lambda: pathlib.Path("/proc/self/oom_score_adj").write_text("500"),
+        "oom": lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"500"),
         "directory": lambda: os.chdir("/"),
         "umask": lambda: os.umask(0),
         "handler": lambda: signal.signal(signal.SIGUSR1, lambda *_: None),
