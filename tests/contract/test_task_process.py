@@ -412,16 +412,22 @@ def pure_state() -> dict[str, Any]:
     import os
     import signal
     import sys
+    import time
 
     with open("/proc/self/status") as file:
         umask = next(line for line in file if line.startswith("Umask"))
+    with open("/proc/self/limits") as file:
+        limits = file.read()
     return {
+        "limits": limits,
+        "time zone": time.timezone,
+        "groups": (os.getresgid(), os.getgroups()),
         "timers": [signal.getitimer(each)[0] for each in (0, 1, 2)],
         "handlers": [repr(signal.getsignal(number)) for number in sorted(signal.valid_signals())],
         "mask": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
         "wakeups": signal.set_wakeup_fd(-1),
         "umask": umask,
-        "group": os.getpgrp(),
+        "leads its group": os.getpgrp() == os.getpid(),
         "affinity": os.sched_getaffinity(0),
         "locale": _locale.setlocale(_locale.LC_ALL, None),
         "means": [name for name in ("ctypes", "resource", "_posixsubprocess") if name in sys.modules],
@@ -432,6 +438,17 @@ def change_purely(what: str) -> None:
     import _locale
     import os
     import signal
+    import time
+
+    def lower_limit() -> None:
+        import resource
+
+        resource.prlimit(own, resource.RLIMIT_STACK, (2**20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
+
+    def set_time_zone() -> None:
+        os.environ["TZ"] = "Asia/Tokyo"
+        time.tzset()
+        del os.environ["TZ"]
 
     def in_a_child(call: Callable[[], object]) -> None:
         child = os.fork()
@@ -453,11 +470,15 @@ def change_purely(what: str) -> None:
         "affinity": lambda: os.sched_setaffinity(0, one),
         "affinity by a child": lambda: in_a_child(lambda: os.sched_setaffinity(own, one)),
         "locale": lambda: _locale.setlocale(_locale.LC_ALL, "C"),
+        "limit by a child": lambda: in_a_child(lower_limit),
+        "time zone": set_time_zone,
+        "group id": lambda: os.geteuid() or os.setresgid(1, -1, -1),
     }[what]()
 
 
 PURE = (
     *("timer", "alarm", "handler", "mask", "wakeups", "umask", "group", "affinity", "affinity by a child", "locale"),
+    *("limit by a child", "time zone", "group id"),
 )
 
 

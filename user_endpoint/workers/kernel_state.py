@@ -1,10 +1,9 @@
-"""What the kernel keeps for a worker's process and only C code, `resource` or another program can change.
+"""What the kernel keeps for a worker's process and only C code, `resource`, a few calls or another program can change.
 
-A look at it costs a task ten times as much as one at the rest. Pure Python reaches none of it without a module of
-_MEANS, or a library that is no part of Python: until one of them is loaded there is nothing to look for. `resource` and
-`ctypes`, which a worker needs for itself, are therefore taken out of sys.modules before the first task; a task's own
-import finds them anew. Changes that cannot be put back tell the worker to end (see process_state). Linux, standard
-library only.
+A look at it costs a task ten times as much as one at the rest. Pure Python reaches none of it without a call that
+process_state notices, a module of _MEANS, or a library that is no part of Python. `resource` and `ctypes`, which a
+worker needs for itself, are therefore taken out of sys.modules before the first task; a task's own import finds them
+anew. Changes that cannot be put back tell the worker to end (see process_state). Linux, standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import os
 import resource
 import sys
 
-_MEANS = ("resource", "ctypes", "_posixsubprocess")
+_MEANS = ("resource", "ctypes", "_posixsubprocess", "_interpreters")  # an interpreter of its own has its own os
 _HIDDEN = ("resource", "ctypes", "ctypes._endian")
 _LIMITS = tuple(sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")}))
 _STATUS = (b"Uid", b"Gid", b"Groups", b"Cap", b"NoNewPrivs", b"Seccomp:")
@@ -43,14 +42,15 @@ class KernelState:
 
     @property
     def reachable(self) -> bool:
-        """Whether C code has been there that may have changed it, or another program."""
+        """Whether C code has been there that may have changed it, or that starts programs."""
         return self._library or any(name in sys.modules for name in _MEANS)
 
-    def restore(self, *, library: bool) -> bool:
+    def restore(self, *, library: bool, called: bool) -> bool:
         """Undo the changes that can be undone; return whether those were all. `library`: the task has imported one,
-        whose signal handlers stay. Raises OSError, ValueError where a limit was lowered for good."""
+        whose signal handlers stay. `called`: it has made a call that may change it, or a process. Raises OSError,
+        ValueError where a limit was lowered for good."""
         self._library = self._library or library
-        if not self.reachable:
+        if not (called or self.reachable):
             return True
         if _is_subreaper() != self._subreaper:
             return False  # what the task has left is the fork server's already, which ends it when a worker ends

@@ -50,11 +50,15 @@ _SETTERS = {
             *("umask", "setpgid", "setpgrp", "setsid", "nice", "setpriority"),
             *("sched_setaffinity", "sched_setscheduler", "sched_setparam"),
             *("fork", "forkpty", "posix_spawn", "posix_spawnp", "system"),  # a child may change its parent's state
+            *("setuid", "setgid", "seteuid", "setegid", "setreuid", "setregid", "setresuid", "setresgid"),
+            *("setgroups", "initgroups", "unshare", "setns"),  # the last two since Python 3.12
         ),
     ),
     "_locale": ("setlocale",),
+    "time": ("tzset",),
 }
 """What pure Python can only change by a call of these."""
+_setlocale, _tzset = _locale.setlocale, time.tzset  # ours are no task's calls
 _LocaleError: type[Exception] = getattr(_locale, "Error")  # noqa: B009 - the stub lacks it
 _OWN = frozenset({"mep_sdk", "mep_wire", "user_endpoint", "msgspec", "cloudpickle", "__main__", "__mp_main__"})
 
@@ -93,8 +97,8 @@ def _output(number: int, inherited: Any) -> Any:
 def read_environment() -> None:
     """Set what Python and the C library read from the environment once: the locale of characters, the time zone."""
     with contextlib.suppress(_LocaleError):  # a locale that this host does not have
-        _locale.setlocale(_locale.LC_CTYPE, "")
-    time.tzset()
+        _setlocale(_locale.LC_CTYPE, "")
+    _tzset()
 
 
 class ProcessState:
@@ -110,7 +114,7 @@ class ProcessState:
         self._processors, self._scheduling = os.sched_getaffinity(0), _scheduling()
         self._oom_score = os.open("/proc/self/oom_score_adj", os.O_RDONLY | os.O_CLOEXEC)
         self._oom_score_was = os.pread(self._oom_score, 16, 0)
-        self._interpreter, self._locale = _interpreter(), _locale.setlocale(_locale.LC_ALL, None)
+        self._interpreter, self._locale = _interpreter(), _setlocale(_locale.LC_ALL, None)
         self._calls = _watch_setters()
         self._streams = _Streams()
         self._noticed = self._watch_audit_hooks()
@@ -126,7 +130,7 @@ class ProcessState:
 
     def restore(self) -> bool:
         """Undo the changes that can be undone; return whether those were all. Raises OSError where one cannot be."""
-        touched = self.touched
+        touched, called = self.touched, bool(self._calls)
         whole = not touched or self._restore_signals()
         if _interpreter() != self._interpreter:
             self._restore_interpreter()
@@ -134,7 +138,7 @@ class ProcessState:
         modules_known, library = self._restore_modules()
         whole = (not touched or self._restore_process()) and whole
         self._calls.clear()
-        whole = self._kernel.restore(library=library) and whole
+        whole = self._kernel.restore(library=library, called=called) and whole
         whole = os.pread(self._oom_score, 16, 0) == self._oom_score_was and whole
         return whole and self._has_room() and modules_known and streams_whole
 
@@ -204,8 +208,9 @@ class ProcessState:
 
     def _restore_process(self) -> bool:
         os.umask(self._umask)
-        if _locale.setlocale(_locale.LC_ALL, None) != self._locale:
-            _locale.setlocale(_locale.LC_ALL, self._locale)
+        _tzset()
+        if _setlocale(_locale.LC_ALL, None) != self._locale:
+            _setlocale(_locale.LC_ALL, self._locale)
         if os.sched_getaffinity(0) != self._processors:
             os.sched_setaffinity(0, self._processors)
         if os.getpgrp() != self._group:
@@ -225,7 +230,9 @@ def _watch_setters() -> list[None]:
     watched: dict[Any, Any] = {}
     for module, names in _SETTERS.items():
         for name in names:
-            call = getattr(sys.modules[module], name)
+            call = getattr(sys.modules[module], name, None)
+            if call is None:
+                continue
             if call not in watched:
                 watched[call] = _noticing(call, noticed)
             setattr(sys.modules[module], name, watched[call])
