@@ -369,6 +369,25 @@ def test_nothing_waits_behind_a_long_task_while_a_worker_is_idle(bench: Bench) -
     bench.engine.cancel([long])
 
 
+def test_nothing_waits_behind_a_long_task_while_others_keep_coming(tmp_path: pathlib.Path) -> None:
+    bench = begun(ProcessPoolSettings(max_workers=2), place(tmp_path))
+    bench.wait(*[bench.submit(nap, 0.0) for _ in range(100)])  # measured as short
+    tasks = [bench.task(nap, 60.0 if at == 20 else 0.0) for at in range(121)]
+    long, others = tasks[20].row, {task.row for task in tasks} - {tasks[20].row}
+    bench.engine.submit(tasks)
+
+    def ended() -> bool:
+        if bench.row - len(bench.ended) < 500:
+            bench.engine.submit([bench.task(nap, 0.0) for _ in range(200)])
+        return others <= bench.ended.keys()
+
+    try:
+        bench.until(ended, timeout_s=30.0)
+    finally:
+        bench.engine.stop(2.0)
+    assert long not in bench.ended
+
+
 def test_cancel_of_a_waiting_task(bench: Bench, tmp_path: pathlib.Path) -> None:
     mark = tmp_path / "mark"
     busy = [bench.submit(nap, 60.0) for _ in range(2)]

@@ -2,7 +2,7 @@
 
 Every task is one datagram to one worker, answered by one datagram. The engine therefore always knows which task
 each worker runs. Tasks are queued at a worker only while their function is measured as short. They are taken back
-as soon as another worker is idle, and no task waits behind a long one while a worker is idle.
+as soon as another worker is idle, or the task before them turns out to be long.
 A worker's death ends the one task it ran; the tasks it had not begun go to another worker. Called by the user
 endpoint's loop, from its one thread.
 """
@@ -40,6 +40,8 @@ _MOST_WAITING: Final = 256
 _TURN: Final = 64
 _MAX_FAILED_STARTS: Final = 5
 _RESTART_DELAY_S: Final = 0.5
+_LATE_S: Final = 0.5
+"""No task waits at a worker for another that has run for longer than this."""
 _SPARE_S: Final = 10.0
 """A worker that never had a task is ended after this: another takes a millisecond or two to fork."""
 _WARM_S: Final = 300.0
@@ -214,6 +216,9 @@ class ProcessPoolEngine:
 
     def _dispatch(self) -> None:
         now = self._clock()
+        for worker in self._workers.values():
+            if len(worker.sent) > 1 and now - worker.began > _LATE_S:
+                self._take_back(worker)
         self._hand_out(now)
         if not self._draining and self._take_from_busy(now):
             self._hand_out(now)
@@ -233,7 +238,7 @@ class ProcessPoolEngine:
         found = [
             (len(worker.sent), worker.number, worker)
             for worker in self._workers.values()
-            if worker.ending is None and worker.sent and self._all_short(worker)
+            if worker.ending is None and worker.sent and now - worker.began < _LATE_S and self._all_short(worker)
         ]
         heapify(found)
         while queue and found and not queue[0].walltime_s:
