@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mep.boundary.cgroup_support import under_systemd
 from mep.boundary.text import printable
 from mep.cli.common import epilog, json_option, locate, name_argument
 from mep.cli.exit_codes import CliFailed, Exit
@@ -95,10 +96,11 @@ def disable_on_boot(name: str, as_json: bool) -> None:
 
 def runs_in_unit(where: EndpointPaths, pid: int | None) -> bool:
     """Whether the monitor `pid` is the main process of the endpoint's unit."""
-    if pid is None or not Path("/run/systemd/system").exists():
+    if pid is None or not under_systemd():
         return False
+    words = ("--property=MainPID", "--value")  # -P, which means both, came with systemd 246
     try:
-        return _systemctl("show", where.name, "-P", "MainPID", privileged=where.privileged).strip() == str(pid)
+        return _systemctl("show", where.name, *words, privileged=where.privileged).strip() == str(pid)
     except CliFailed:
         return False
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from mep.cli import boot_commands
+from mep.config.paths import EndpointPaths
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SYSTEMCTL = '#!/bin/sh\necho "$@" >> {log}\necho "the stand-in says no" >&2\nexit {code}\n'
 
@@ -66,3 +69,14 @@ def test_without_systemd_the_text_says_what_to_start(mep: Run) -> None:
 def test_an_endpoint_that_is_not_there(mep: Run, tmp_path: Path) -> None:
     assert mep("enable-on-boot", "elsewhere").returncode == 4
     assert not (tmp_path / "words").exists()
+
+
+def test_a_units_monitor_is_known_to_the_systemd_of_rhel_8_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "systemctl"
+    program.write_text('#!/bin/sh\ncase "$*" in *" --value "*) echo 4711;; *) exit 1;; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(boot_commands, "under_systemd", lambda: True)
+    where = EndpointPaths("site", tmp_path, tmp_path, tmp_path, privileged=True)
+    assert boot_commands.runs_in_unit(where, 4711)
+    assert not boot_commands.runs_in_unit(where, 4712), "another process"
