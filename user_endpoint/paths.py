@@ -91,11 +91,22 @@ def _is_anybodys(status: os.stat_result) -> bool:
     return bool(status.st_mode & 0o002) and not status.st_mode & stat.S_ISVTX
 
 
+def _make(parent: int, part: str) -> None:
+    """Make the directory `part` of `parent` if there is none.
+
+    It is looked for first: an automounter mounts it then, and refuses to make it.
+    """
+    try:
+        os.stat(part, dir_fd=parent, follow_symlinks=False)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(part, 0o700, dir_fd=parent)
+
+
 def _enter_named(parent: int, part: str, name: str) -> int:
     """Return the open directory `part` of `parent`, made if need be. A link of the user's or of root's is followed."""
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o700, dir_fd=parent)
+        _make(parent, part)
         owners = {os.stat(part, dir_fd=parent, follow_symlinks=False).st_uid}
         descriptor = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
     except OSError as error:
@@ -113,8 +124,7 @@ def _enter_named(parent: int, part: str, name: str) -> int:
 def _enter(parent: int, part: str, name: str) -> int:
     """Return the open directory `part` of `parent`, made if need be. Refuses links and other people's."""
     try:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(part, 0o700, dir_fd=parent)
+        _make(parent, part)
         descriptor = os.open(part, _DIRECTORY, dir_fd=parent)
     except OSError as error:
         link = _is_link(parent, part)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import uuid
@@ -73,6 +74,17 @@ def test_a_link_of_the_users_own_or_of_roots_leads_to_their_place(tmp_path: path
     (tmp_path / "alice").symlink_to(tmp_path / "volume3")
     make_paths(UEP, "/nonexistent", f"{tmp_path}/{{user}}", "alice")
     assert (tmp_path / "volume3" / UEP).is_dir()
+
+
+def test_what_an_automounter_mounts_is_not_made(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its directory refuses mkdir(2), of names that it mounts once they are looked for too."""
+    root = pathlib.Path(make_paths(UEP, "/nonexistent", f"{tmp_path}/{{user}}", "alice").root)
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "mkdir", refused)
+    assert make_paths(UEP, "/nonexistent", f"{tmp_path}/{{user}}", "alice").root == str(root)
 
 
 @pytest.mark.parametrize("below", ["", "/mep-{user}"])
