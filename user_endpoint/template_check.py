@@ -311,6 +311,9 @@ class Trial:
             bounded = isinstance(own := properties.get(name), Mapping) and _BOUNDED & own.keys()
             if bounded or not isinstance(value, str) or not value:
                 continue
+            others = [str(other) for key, other in config.items() if key != name]
+            if any(value in text for text in (*self._bundle.templates.values(), *others)):
+                continue  # it may stand there without this variable; another of its values tells
             for key in [key for key, text in _commands(settings) if value in text]:
                 self.verdict.note(
                     f"{self._at(key)}: {key}: the person's {name} is run besides the listed functions: leave the "

@@ -350,3 +350,13 @@ def test_with_a_list_of_functions_a_text_that_is_run_besides_them_is_noted(
     assert all(f"the person's {named} is run" in note for note in notes)
     without = tried(RESTRICTED.replace("allowed_functions", "# "), closed(image=image, commands=commands))
     assert not [note for note in without.notes if "besides the listed functions" in note]
+
+
+def test_a_text_that_stands_there_anyway_is_not_taken_for_a_persons() -> None:
+    """Texts that are tried, such as 1 and the default, also stand in images and commands of the site's own."""
+    template = RESTRICTED.replace('default("science")', 'default("python:3.11")').replace("true", "module load cpu")
+    template = template.replace("LocalProvider", "SlurmProvider") + "    partition: {{ partition }}\n"
+    text = {"type": "string"}
+    schema = closed(["partition"], partition={**text, "default": "cpu"}, commands=text)
+    notes = [note for note in tried(template, schema).notes if "besides the listed functions" in note]
+    assert [note.partition("the person's ")[2].split()[0] for note in notes] == ["commands"]
