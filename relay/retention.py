@@ -105,16 +105,17 @@ class Sweeper:
         await self._do(lambda tx: tx.sweep_documents(now - EXPIRED_STAYS_S, PAGE))
         if self._periods.delivered_s < self._periods.retention_s:
             await self._tasks(now - self._periods.delivered_s, delivered=True)
-        await self._dispatcher.payloads.collect()
-        if not self._looked_for_strays:
-            await self._dispatcher.payloads.remove_strays()
-            self._looked_for_strays = True
         await self._dispatcher.note_seen()
         if self._periods.lifetime_s:
             await self._dispatcher.expire(self._periods.lifetime_s)
         if self._periods.unused_s:
             await self._unused(now, now - self._periods.unused_s)
         await self._do(lambda tx: tx.compact(COMPACT_PAGES))
+        # Last: the storage of large payloads may be away while the database is there.
+        await self._dispatcher.payloads.collect()
+        if not self._looked_for_strays:
+            await self._dispatcher.payloads.remove_strays()
+            self._looked_for_strays = True
 
     async def _tasks(self, ended_before: float, *, delivered: bool = False) -> None:
         """Remove tasks that ended before this time, a page at a time, from the oldest end on."""

@@ -215,6 +215,22 @@ def test_tasks_that_nobody_takes_expire_and_the_streams_hear_of_it(monkeypatch: 
     asyncio.run(run())
 
 
+def test_tasks_expire_while_the_storage_of_large_payloads_is_away(monkeypatch: Any) -> None:
+    async def run() -> None:
+        scene = Scene()
+
+        async def collect() -> int:
+            raise RelayUnavailable(reason="its storage of large payloads is away")
+
+        monkeypatch.setattr(scene.dispatcher.payloads, "collect", collect)
+        periods = retention.Periods(retention_s=86400.0, lifetime_s=1e-6, unused_s=86400.0)
+        with pytest.raises(RelayUnavailable, match="large payloads"):
+            await retention.Sweeper(scene.store, scene.dispatcher, periods).ended()
+        assert scene.state is TaskState.EXPIRED
+
+    asyncio.run(run())
+
+
 def test_deadlines_are_looked_at_again_once_the_store_can_be_read(monkeypatch: Any) -> None:
     monkeypatch.setattr(deadlines, "STORE_RETRY_S", 0.01)
 
