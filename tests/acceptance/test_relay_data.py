@@ -106,7 +106,7 @@ def test_a_piece_is_stored_once_and_read_by_its_person_alone(relay: RelayProcess
     task_id = str(uuid7())
     body = {"tasks": {function: ["frame"]}, "task_ids": {function: [task_id]}, "pieces": {task_id: [digest]}}
     path = f"/v3/endpoints/{lab.endpoint_id}/submit"
-    assert "keeps them 24 h" in bob.refused(410, "DATA_EXPIRED", "POST", path, body)
+    assert "for 24 h" in bob.refused(410, "DATA_EXPIRED", "POST", path, body)
     assert bob.call("GET", f"/v2/tasks/{task_id}")[0] == 404
     assert put(bob, DATA)[0] == 200
     assert stored(relay) == [len(DATA)] * 2
