@@ -61,7 +61,7 @@ def _state_table(kind: type[enum.IntEnum], transitions: Mapping[Any, frozenset[A
     docs = _docs_of_members(kind)
     lines = ["| state | meaning | may become |", "| --- | --- | --- |"]
     for state in kind:
-        following = ", ".join(then.name for then in sorted(transitions[state])) or "(an end)"
+        following = ", ".join(then.name for then in sorted(transitions[state])) or "(final)"
         lines.append(f"| {state.name} | {docs.get(state.name, '')} | {following} |")
     return [*lines, ""]
 

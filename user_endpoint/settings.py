@@ -88,7 +88,7 @@ class StrategySettings(_Section, frozen=True):
     interval: Annotated[float, msgspec.Meta(gt=0)] = 5.0
     """Accepted for old configurations; see job_status_kwargs."""
     threshold: NonNegative = 20
-    """Accepted for old configurations; means nothing here."""
+    """Accepted for old configurations; has no effect."""
 
 
 class ManagerSelectorSettings(_Section, frozen=True):
@@ -109,7 +109,7 @@ class ProcessPoolSettings(_Section, frozen=True, tag_field="type", tag="ProcessP
     label: str = "ProcessPoolEngine"
     """A name for logs."""
     max_workers: Count | None = None
-    """Worker processes; as many as there are processors where it is not given."""
+    """Worker processes; by default one for each processor."""
     max_tasks_per_child: Count | None = None
     """Tasks after which a worker process is replaced by a new one."""
     max_retries_on_system_failure: NonNegative = 0
@@ -120,7 +120,7 @@ class ProcessPoolSettings(_Section, frozen=True, tag_field="type", tag="ProcessP
     """Run each task in a directory of its own, named after the task, below working_dir (tasks_working_dir)."""
     allowed_serializers: list[str] | None = None
     """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
-    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
+    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any by default."""
 
 
 class ThreadPoolSettings(_Section, frozen=True, tag_field="type", tag="ThreadPoolEngine"):
@@ -129,13 +129,13 @@ class ThreadPoolSettings(_Section, frozen=True, tag_field="type", tag="ThreadPoo
     label: str = "ThreadPoolEngine"
     """A name for logs."""
     max_workers: Count | None = None
-    """Threads; as many as there are processors where it is not given."""
+    """Threads; by default one for each processor."""
     max_retries_on_system_failure: NonNegative = 0
     """Times a task is run again that had begun and was lost with the user endpoint, unless it says so itself
     (max_attempts)."""
     allowed_serializers: list[str] | None = None
     """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
-    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
+    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any by default."""
 
 
 class GlobusComputeSettings(_Section, frozen=True, tag_field="type", tag="GlobusComputeEngine"):
@@ -150,7 +150,7 @@ class GlobusComputeSettings(_Section, frozen=True, tag_field="type", tag="Globus
     worker_init: str | None = None
     """The provider's worker_init, where the provider's own mapping does not say it."""
     address: str | AddressSettings | None = None
-    """Address at which workers reach this host; all of its addresses are offered where it is not given."""
+    """Address at which workers reach this host; by default all of its addresses are offered."""
     loopback_address: str = "127.0.0.1"
     """Address on which the user endpoint and its interchange speak to each other."""
     worker_port: Port | None = None
@@ -186,7 +186,7 @@ class GlobusComputeSettings(_Section, frozen=True, tag_field="type", tag="Globus
     drain_period: Count | None = None
     """Seconds after its start at which a node stops taking tasks."""
     address_probe_timeout: Count | None = None
-    """Seconds for which a node tries to reach this host; 30 where it is not given."""
+    """Seconds for which a node tries to reach this host; by default 30."""
     block_error_handler: bool = True
     """Fail waiting tasks once several blocks in a row have failed. With false they go on waiting, and blocks are tried
     again from time to time."""
@@ -212,7 +212,7 @@ class GlobusComputeSettings(_Section, frozen=True, tag_field="type", tag="Globus
     """Run each task in a directory of its own, named after the task, below working_dir."""
     allowed_serializers: list[str] | None = None
     """The only strategies in which functions and arguments may be serialized, by Globus Compute's names, at least one
-    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any where it is not given."""
+    for functions and one for data, e.g. globus_compute_sdk.serialize.CombinedCode; any by default."""
     container_type: Literal["apptainer", "singularity", "docker", "podman", "podman-hpc", "custom"] | None = None
     """The program that runs the workers of each node in a container."""
     container_uri: str | None = None
@@ -290,9 +290,10 @@ class UepSettings(_Section, frozen=True):
     idle_heartbeats_hard: NonNegative = 5760
     """Periods in which nothing moved after which it ends even if tasks are outstanding (only if soft is not 0)."""
     max_attempts_limit: Count | None = None
-    """Most attempts a task is given that asks for more with max_attempts; any number where it is not given."""
+    """Most attempts a task is given that asks for more with max_attempts; unlimited by default."""
     allowed_functions: list[str] | None = None
-    """Only these functions run: `sha256:` and the digest of the code, or an id that config.yaml lists; None for any."""
+    """Only these functions run: `sha256:` and the digest of the code, or an id that config.yaml lists. All functions run
+    by default."""
     endpoint_setup: str | None = None
     """Shell commands run before the engine starts."""
     endpoint_teardown: str | None = None

@@ -181,7 +181,7 @@ class Starting:
 
 def _tell_not_applicable(settings: UepSettings, log: BoundedLog) -> None:
     for key in settings.not_applicable:
-        log.warning("a key of the template means nothing here", key=key)
+        log.warning("a key of the template has no effect", key=key)
 
 
 def _make_engine(settings: UepSettings, context: EngineContext) -> Engine:

@@ -290,7 +290,7 @@ class Trial:
     def _look_at(self, settings: UepSettings, config: Mapping[str, Any]) -> None:
         """Note options that have no effect here. Raises EndpointMisconfigured for an unknown provider or launcher."""
         for key in settings.not_applicable:
-            self.verdict.note(f"{self._at(key)}: {key}: means nothing here, and is ignored")
+            self.verdict.note(f"{self._at(key)}: {key}: has no effect, and is ignored")
         lists = function_lists(self._bundle.allowed_functions, settings.allowed_functions, self._bundle.function_pins)
         if lists and not _only_json(settings.engine.allowed_serializers):
             self.verdict.note(
