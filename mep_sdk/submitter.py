@@ -409,8 +409,20 @@ class Submitter:
             elif runs_code:
                 self._loaders.put(_Load(self, future, result))
             else:
-                self._take_in(future, result)
+                self._take_in_order(future, result)
         self._settled()
+
+    def _take_in_order(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
+        """Resolve a future, but not before one that it waits for and that is being loaded: that may be its cause."""
+        with self._change:
+            loading = {id(each) for each in self._loading.values()}
+            first = next((each for each in future.waits_for if id(each) in loading), None)
+            if first is not None:
+                self._loading[result.task_id] = future
+        if first is None:
+            self._take_in(future, result)
+        else:
+            first.add_done_callback(lambda _: self.load(future, result))
 
     def load(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
         """Load a result that runs code to be loaded, which may take its time or wait for other results."""

@@ -6,13 +6,14 @@ import concurrent.futures
 import os
 import pickle
 import sys
+import threading
 from typing import Any
 
 import msgspec
 import pytest
 
 from mep_sdk import encoding, submitter
-from mep_sdk.errors import DataUnreadable
+from mep_sdk.errors import DataUnreadable, DependencyFailed
 from mep_sdk.futures import TaskFuture, new_task_id
 from mep_sdk.serialize import serialize_result
 from mep_sdk.submitter import Submitter, Target
@@ -63,6 +64,35 @@ def test_a_result_that_exits_when_it_is_loaded_is_that_futures_failure(session: 
     with pytest.raises(DataUnreadable, match="SystemExit: from the result"):
         first.result(0)
     assert second.result(0) == 2
+
+
+GO = threading.Event()
+
+
+def wait_and_fail() -> None:
+    assert GO.wait(60)
+    raise KeyError("loaded")
+
+
+class WaitsAndFails:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return wait_and_fail, ()
+
+
+def test_a_task_that_was_not_run_ends_after_its_cause_is_loaded(session: Submitter) -> None:
+    """Else its exception has no `__cause__`: results that run code are loaded by other threads."""
+    first, second = awaited(session, "first", "second")
+    second.waits_for = (first,)
+    slow = encoding.frame(encoding.PICKLE, pickle.dumps(WaitsAndFails()))
+    not_run = api.StreamedResult("second", TaskState.FAILED, "DEPENDENCY_FAILED", "first: FAILED", b"")
+    session._deliver([success("first", slow), not_run])
+    assert not second.done()
+    GO.set()
+    failure = second.exception(60)
+    assert isinstance(failure, DependencyFailed)
+    assert failure.__cause__ is first.exception(0)
+    session._callbacks.wait()
+    assert not session._loading
 
 
 def by_reference(count: int) -> bytes:
