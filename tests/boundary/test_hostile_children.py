@@ -375,8 +375,11 @@ def test_descriptor_whose_close_waits_does_not_stop_the_monitor(frame: bytes, co
 @pytest.mark.parametrize("turned_away", [False, True], ids=["admitted", "turned away"])
 def test_an_administrators_descriptor_whose_close_waits_does_not_stop_the_monitor(*, turned_away: bool) -> None:
     with running_monitor() as (run, manager, mapper), contextlib.ExitStack() as peers:
-        for _ in range(MAX_PEERS if turned_away else 0):
+        opened, peers_before = len(os.listdir(f"/proc/{run.pid}/fd")), MAX_PEERS if turned_away else 0
+        for _ in range(peers_before):
             connect_as_administrator(run, peers)
+        # A queue that is still full would have the next connection wait for the stopped monitor.
+        until("all are taken", lambda: len(os.listdir(f"/proc/{run.pid}/fd")) >= opened + peers_before)
         doomed = socket_whose_close_waits()
         os.kill(run.pid, signal.SIGSTOP)  # so that the descriptor is there before the connection is turned away
         peer = connect_as_administrator(run, peers)
