@@ -246,7 +246,7 @@ def test_an_account_is_watched_without_a_monitor(alice: LocalAccount) -> None:
         run.start()
         ended = run.ready()[0].take(EndpointEnded)[0]
         assert (ended.uep_id, ended.code) == (uep_id, "ACCOUNT_REFUSED")
-        assert "not permitted" in ended.public and "expired" not in ended.public
+        assert "does not admit you" in ended.public and "expired" not in ended.public
 
 
 @pytest.mark.parametrize("how", ["restart", "reload"])

@@ -173,7 +173,7 @@ def test_an_adopted_user_endpoint_is_watched_too(alice: LocalAccount) -> None:
         manager, mapper = run.ready()
         ended = manager.take(EndpointEnded)[0]
         assert (ended.uep_id, ended.code) == (uep_id, "ACCOUNT_REFUSED")
-        assert "not permitted" in ended.public
+        assert "does not admit you" in ended.public
 
 
 def test_a_single_user_endpoint_is_checked_by_its_owner(alice: LocalAccount) -> None:
