@@ -292,8 +292,8 @@ class UepSettings(_Section, frozen=True):
     max_attempts_limit: Count | None = None
     """Most attempts a task is given that asks for more with max_attempts; unlimited by default."""
     allowed_functions: list[str] | None = None
-    """Only these functions run: `sha256:` and the digest of the code, or an id that config.yaml lists. All functions run
-    by default."""
+    """Only these functions run: `sha256:` and the digest of the code, or an id that config.yaml lists. By default all
+    functions run."""
     endpoint_setup: str | None = None
     """Shell commands run before the engine starts."""
     endpoint_teardown: str | None = None
