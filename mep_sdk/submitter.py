@@ -144,6 +144,8 @@ class Submitter:
         """Tasks to be cancelled once the relay is back."""
         self._pending: dict[str, TaskFuture[Any]] = {}
         self._loading: dict[str, TaskFuture[Any]] = {}
+        self._behind: dict[str, list[tuple[TaskFuture[Any], api.StreamedResult]]] = {}
+        """Results that are taken in once the task of this id, which theirs waited for, is loaded."""
         """Futures with a result that is being loaded: no longer pending, and not resolved yet."""
         self._listeners: dict[str, ResultListener] = {}
         self._sender: threading.Thread | None = None
@@ -414,21 +416,25 @@ class Submitter:
 
     def _take_in_order(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
         """Resolve a future, but not before one that it waits for and that is being loaded: that may be its cause."""
-        with self._change:
-            loading = {id(each) for each in self._loading.values()}
-            first = next((each for each in future.waits_for if id(each) in loading), None)
-            if first is not None:
-                self._loading[result.task_id] = future
-        if first is None:
-            self._take_in(future, result)
-        else:
-            first.add_done_callback(lambda _: self.load(future, result))
+        if future.waits_for:
+            with self._change:
+                others = [each.task_id for each in future.waits_for if isinstance(each, TaskFuture)]
+                first = next((each for each in others if each in self._loading), None)
+                if first is not None:
+                    self._loading[result.task_id] = future
+                    self._behind.setdefault(first, []).append((future, result))
+                    return
+        self._take_in(future, result)
 
     def load(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:
         """Load a result that runs code to be loaded, which may take its time or wait for other results."""
-        self._take_in(future, result)
-        with self._change:
-            self._loading.pop(result.task_id, None)
+        ready = deque([(future, result)])
+        while ready:
+            future, result = ready.popleft()
+            self._take_in(future, result)
+            with self._change:
+                self._loading.pop(result.task_id, None)
+                ready += self._behind.pop(result.task_id, ())
         self._settled()
 
     def _take_in(self, future: TaskFuture[Any], result: api.StreamedResult) -> None:

@@ -81,18 +81,22 @@ class WaitsAndFails:
 
 def test_a_task_that_was_not_run_ends_after_its_cause_is_loaded(session: Submitter) -> None:
     """Else its exception has no `__cause__`: results that run code are loaded by other threads."""
-    first, second = awaited(session, "first", "second")
-    second.waits_for = (first,)
+    first, second, third = awaited(session, "first", "second", "third")
+    second.waits_for, third.waits_for = (first,), (second,)
+    first.add_done_callback(lambda _: third.exception(60))  # a person's callback may wait for what comes behind
     slow = encoding.frame(encoding.PICKLE, pickle.dumps(WaitsAndFails()))
     not_run = api.StreamedResult("second", TaskState.FAILED, "DEPENDENCY_FAILED", "first: FAILED", b"")
-    session._deliver([success("first", slow), not_run])
-    assert not second.done()
+    behind = api.StreamedResult("third", TaskState.FAILED, "DEPENDENCY_FAILED", "second: DEPENDENCY_FAILED", b"")
+    session._deliver([success("first", slow), not_run, behind])
+    assert not second.done() and not third.done()
     GO.set()
     failure = second.exception(60)
     assert isinstance(failure, DependencyFailed)
     assert failure.__cause__ is first.exception(0)
+    last = third.exception(60)
+    assert last is not None and last.__cause__ is failure
     session._callbacks.wait()
-    assert not session._loading
+    assert not session._loading and not session._behind
 
 
 def by_reference(count: int) -> bytes:
