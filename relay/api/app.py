@@ -117,7 +117,8 @@ class App:
         if route.body is None and not route.takes_bytes:
             return http.answer(await route.handler(self._service, request), route.status, packed=request.packed)
         limit = DATA_PIECE_BYTES if route.takes_bytes else MAX_BODY_BYTES
-        with self._service.bodies.room(caller.account_id, http.declared_size(asked, limit)):
+        size = http.declared_size(asked, limit)
+        with self._service.bodies.room(caller.account_id, limit if size is None else size):
             request.body = await http.read_body(asked, limit)
             if route.body is not None:
                 packed = http.is_packed(http.header(asked, b"content-type"))
